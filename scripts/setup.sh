@@ -1,0 +1,47 @@
+# Shared by quickstart.sh and test.sh; source it, then call `alignsr_setup EXTRAS`. Needs bash and Python 3.11 or newer.
+#
+# Makes a virtual environment (ALIGNSR_VENV, by default .venv in the repository), installs the package into it and leaves the
+# path of its Python in ALIGNSR_PYTHON. Where no NVIDIA GPU answers, torch and torchvision are held to the pair of constraints-cpu.txt.
+# A second call changes nothing unless pyproject.toml or the constraints changed.
+
+alignsr_find_python() {
+  local candidate
+  for candidate in ${PYTHON:-} python3.11 python3.12 python3.13 python3 python; do
+    if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+      command -v "$candidate"
+      return 0
+    fi
+  done
+  echo "python: expected Python 3.11 or newer with the venv module, got none on PATH; install it or set PYTHON=/path/to/python" >&2
+  return 1
+}
+
+alignsr_has_gpu() {
+  command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q '^GPU'
+}
+
+alignsr_setup() {
+  local extras="$1" root venv python stamp target
+  local -a constraints=()
+  root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+  venv="${ALIGNSR_VENV:-$root/.venv}"
+  target="$root${extras:+[$extras]}"
+  if ! alignsr_has_gpu; then
+    constraints=(-c "$root/constraints-cpu.txt")
+  fi
+
+  if [ ! -x "$venv/bin/python" ]; then
+    python="$(alignsr_find_python)" || return 1
+    echo "Making a virtual environment in $venv" >&2
+    "$python" -m venv "$venv" || return 1
+  fi
+  ALIGNSR_PYTHON="$venv/bin/python"
+
+  stamp="$venv/.alignsr-$(cat "$root/pyproject.toml" "${constraints[@]:1}" /dev/null | cksum | cut -d ' ' -f 1)-${extras:-base}"
+  if [ -e "$stamp" ]; then
+    return 0
+  fi
+  echo "Installing AlignSR${extras:+ with the extras $extras} (a few minutes the first time)" >&2
+  "$ALIGNSR_PYTHON" -m pip install --disable-pip-version-check --progress-bar off --quiet "${constraints[@]}" -e "$target" || return 1
+  touch "$stamp"
+}
