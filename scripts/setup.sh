@@ -21,13 +21,12 @@ alignsr_has_gpu() {
 }
 
 alignsr_setup() {
-  local extras="$1" root venv python stamp target
-  local -a constraints=()
+  local extras="$1" root venv python stamp target constraints=""
   root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
   venv="${ALIGNSR_VENV:-$root/.venv}"
   target="$root${extras:+[$extras]}"
   if ! alignsr_has_gpu; then
-    constraints=(-c "$root/constraints-cpu.txt")
+    constraints="$root/constraints-cpu.txt"
   fi
 
   if [ ! -x "$venv/bin/python" ]; then
@@ -37,11 +36,11 @@ alignsr_setup() {
   fi
   ALIGNSR_PYTHON="$venv/bin/python"
 
-  stamp="$venv/.alignsr-$(cat "$root/pyproject.toml" "${constraints[@]:1}" /dev/null | cksum | cut -d ' ' -f 1)-${extras:-base}"
+  stamp="$venv/.alignsr-$(cat "$root/pyproject.toml" ${constraints:+"$constraints"} | cksum | cut -d ' ' -f 1)-${extras:-base}"
   if [ -e "$stamp" ]; then
     return 0
   fi
   echo "Installing AlignSR${extras:+ with the extras $extras} (a few minutes the first time)" >&2
-  "$ALIGNSR_PYTHON" -m pip install --disable-pip-version-check --progress-bar off --quiet "${constraints[@]}" -e "$target" || return 1
+  "$ALIGNSR_PYTHON" -m pip install --disable-pip-version-check --progress-bar off --quiet ${constraints:+-c "$constraints"} -e "$target" || return 1
   touch "$stamp"
 }
