@@ -41,6 +41,6 @@ alignsr_setup() {
     return 0
   fi
   echo "Installing AlignSR${extras:+ with the extras $extras} (a few minutes the first time)" >&2
-  "$ALIGNSR_PYTHON" -m pip install --disable-pip-version-check --progress-bar off --quiet ${constraints:+-c "$constraints"} -e "$target" || return 1
+  "$ALIGNSR_PYTHON" -m pip install --disable-pip-version-check --progress-bar off -qq ${constraints:+-c "$constraints"} -e "$target" || return 1
   touch "$stamp"
 }
