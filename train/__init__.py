@@ -1,0 +1,1 @@
+"""Recipes and what they share. May import core; never nodes, never ComfyUI."""

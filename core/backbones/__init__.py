@@ -1,0 +1,38 @@
+"""Restoration models behind one protocol. `BACKBONES` lists the kinds; a weight file's header says which one it is."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ..checks import did_you_mean
+from ..weights import find_model, read_info
+from . import network, pixel
+from .base import AnyBackbone, Backbone, BackboneSpec, DirectBackbone
+
+BACKBONES: dict[str, Callable[[Path, dict[str, Any]], AnyBackbone]] = {
+    "network": network.load,
+    "pixel": pixel.load,
+}
+
+__all__ = ["BACKBONES", "AnyBackbone", "Backbone", "BackboneSpec", "DirectBackbone", "load_backbone"]
+
+
+def load_backbone(name: str | Path, folders: Iterable[str | Path] = ()) -> AnyBackbone:
+    """Load a restoration model by bundled name, file name in `folders`, or path.
+
+    Files with an AlignSR header say which backbone they are; all others are tried as a network through spandrel.
+
+    Returns:
+        The backbone in eval mode, float32, on the CPU, with frozen parameters.
+
+    Raises:
+        MissingModelError: nothing of that name.
+        WeightsError: damaged or unfitting file.
+        ValueError: a header that names an unknown backbone.
+    """
+    path = find_model(name, folders)
+    info = read_info(path) if path.suffix == ".safetensors" else {}
+    kind = str(info.get("backbone", "network"))
+    if kind not in BACKBONES:
+        raise ValueError(f"{path}: expected a known backbone in the header, got {kind!r}; {did_you_mean(kind, list(BACKBONES))}")
+    return BACKBONES[kind](path, info)

@@ -1,0 +1,90 @@
+"""What every restoration model answers to: its facts, and encode / velocity / decode."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import Generator, Tensor, nn
+
+from ..records import Conditioning
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A model's facts, so that callers never guess.
+
+    Attributes:
+        name: what reports call it.
+        kind: `network` maps lq to sr directly; `flow` predicts a velocity on the resized input's grid.
+        scale: the only upscaling factor of a network; None when any factor works (flow backbones work at the output size).
+        size_multiple: sides of a tile on the model's input grid must be multiples of this many pixels.
+        tile_px: largest sensible tile on the model's input grid.
+        overlap_px: overlap of neighbouring tiles on that grid, at least the useful receptive field.
+        start_sigma: noise level that one-step restoration assumes for the resized input; None for networks.
+        latent_channels: channels of what `encode` returns.
+        latent_stride: pixels per latent element and axis.
+        conditioning_dim: width of the token embeddings it takes; 0 when it takes none.
+        bytes_per_pixel: rough activation memory per input-grid pixel at inference, for choosing tiles.
+        parameters: parameter count.
+        licence: SPDX name or the licence's own name, of the weights.
+    """
+
+    name: str
+    kind: Literal["network", "flow"]
+    scale: int | None
+    size_multiple: int
+    tile_px: int
+    overlap_px: int
+    start_sigma: float | None
+    latent_channels: int
+    latent_stride: int
+    conditioning_dim: int
+    bytes_per_pixel: int
+    parameters: int
+    licence: str
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A velocity model: restoration is z = encode(lq_up), then Euler steps along `velocity`, then decode."""
+
+    spec: BackboneSpec
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Named modules, for moving, freezing, training and saving. Device and dtype are asked of their parameters."""
+        ...
+
+    def encode(self, image: Tensor, *, generator: Generator | None = None) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] -> z. Deterministic (posterior mean) unless a generator asks for a sample."""
+        ...
+
+    def velocity(self, z: Tensor, sigma: Tensor, z_lq: Tensor, conditioning: Conditioning | None = None) -> Tensor:
+        """Velocity noise - clean at `z` and noise level sigma [B], given the encoded resized input; shape of z."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Z -> [B, 3, H, W], about [-1, 1], not clamped."""
+        ...
+
+
+@runtime_checkable
+class DirectBackbone(Protocol):
+    """A model that maps the low-resolution image to the result in one call."""
+
+    spec: BackboneSpec
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Named modules, as in `Backbone`."""
+        ...
+
+    def upscale(self, lq: Tensor) -> Tensor:
+        """[B, 3, h, w] in [0, 1] -> [B, 3, scale * h, scale * w], not clamped."""
+        ...
+
+
+AnyBackbone = Backbone | DirectBackbone
+
+
+def parameter_count(*modules: nn.Module) -> int:
+    """Number of parameters, shared ones counted once."""
+    return sum({p.data_ptr() if p.device.type != "meta" else id(p): p.numel() for m in modules for p in m.parameters()}.values())

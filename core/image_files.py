@@ -1,0 +1,188 @@
+"""Image files in and out: 8 and 16 bit, grey, RGB, alpha; EXIF, ICC profile and format are kept; writing is atomic."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from .checks import check_image
+from .weights import write_atomic
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+MAX_PIXELS = 100_000_000 - 1  # a header that claims 100 megapixels or more is refused before anything is decoded
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}
+
+
+class ImageFileError(ValueError):
+    """A file that is not a usable image; the message names it and says what is wrong."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A decoded picture and what has to survive a round trip.
+
+    Attributes:
+        pixels: [1, C, H, W] float32 in [0, 1]; C = 1 grey, 3 RGB, 4 RGBA. EXIF orientation is applied.
+        bit_depth: 8 or 16, of the file.
+        exif: raw EXIF block without the orientation, or None.
+        icc: raw ICC profile, or None.
+    """
+
+    pixels: Tensor
+    bit_depth: int
+    exif: bytes | None = None
+    icc: bytes | None = None
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """All image files below a folder, sorted by path; hidden files are left out."""
+    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith("."))
+
+
+def read_image(path: str | Path) -> ImageFile:
+    """Decode an image file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImageFileError: not an image, truncated, empty, or too large a header (decompression bomb).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"image: expected a file at {path}, found none; check the path")
+    if path.stat().st_size == 0:
+        raise ImageFileError(f"{path}: expected an image, got an empty file; get it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit below is the stricter one
+            with Image.open(path) as opened:
+                width, height = opened.size
+                if width * height > MAX_PIXELS:
+                    raise ImageFileError(
+                        f"{path}: expected fewer than {MAX_PIXELS + 1} pixels, the header says {width}x{height}; cut the picture into parts"
+                    )
+                icc = cast("bytes | None", opened.info.get("icc_profile"))
+                opened.load()
+                turned = ImageOps.exif_transpose(opened)
+                exif = turned.getexif().tobytes() or None
+                array, depth = _to_array(turned)
+    except UnidentifiedImageError as error:
+        raise ImageFileError(f"{path}: expected an image, got a file of another kind; supported are {', '.join(SUFFIXES)}") from error
+    except Image.DecompressionBombError as error:
+        raise ImageFileError(f"{path}: expected fewer than {MAX_PIXELS + 1} pixels, the header claims more; cut the picture into parts") from error
+    except (OSError, SyntaxError, EOFError, ValueError) as error:
+        if isinstance(error, ImageFileError):
+            raise
+        raise ImageFileError(f"{path}: expected a whole image, got a damaged or truncated one ({error}); get it again") from error
+    pixels = torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, 0)[None]
+    return ImageFile(pixels, depth, exif, icc)
+
+
+def _to_array(image: Image.Image) -> tuple[Any, int]:
+    """(float32 [H, W, C] in [0, 1], bit depth) for any of Pillow's modes."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if image.mode != "F" or values.max(initial=0) > 1 else 1.0
+        return (values / top).clip(0, 1).astype(np.float32)[..., None], 16
+    if image.mode in ("1", "L"):
+        wanted = "L"
+    elif image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+        wanted = "RGBA"
+    else:
+        wanted = "RGB"
+    array = np.asarray(image.convert(wanted), dtype=np.float32) / 255
+    return (array[..., None] if array.ndim == 2 else array), 8
+
+
+def to_pil(pixels: Tensor) -> Image.Image:
+    """One picture [1, C, H, W] (or [C, H, W]) in [0, 1] -> 8-bit PIL image, rounded, not truncated."""
+    x = check_image(pixels if pixels.ndim == 4 else pixels[None], "pixels")
+    array = (x[0].detach().float().clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).cpu().numpy()
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """PIL image -> [1, C, H, W] float32 in [0, 1]."""
+    array, _ = _to_array(image)
+    return torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, 0)[None]
+
+
+def write_image(path: str | Path, pixels: Tensor, like: ImageFile | None = None, quality: int = 95) -> Path:
+    """Write a picture atomically; the suffix chooses the format.
+
+    Args:
+        path: .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff.
+        pixels: [1, C, H, W] in [0, 1]; clamped and rounded.
+        like: take bit depth (16 for PNG and TIFF), EXIF and ICC profile from this picture.
+        quality: of JPEG (4:4:4) and WebP, 1..100.
+
+    Raises:
+        ValueError: unknown suffix, or alpha in a format that has none.
+        OSError: not writable or disk full; nothing is left behind.
+    """
+    path = Path(path)
+    kind = _FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"path: expected one of {', '.join(SUFFIXES)}, got {path.name}; choose another suffix")
+    check_image(pixels, "pixels")
+    if pixels.shape[1] == 4 and kind in ("JPEG", "BMP"):
+        raise ValueError(f"path: expected a format with transparency for a picture with alpha, got {path.suffix}; use .png or .webp")
+    options: dict[str, Any] = {}
+    if like is not None and like.icc:
+        options["icc_profile"] = like.icc
+    if like is not None and like.exif and kind in ("PNG", "JPEG", "WEBP", "TIFF"):
+        options["exif"] = like.exif
+    if kind in ("JPEG", "WEBP"):
+        options["quality"] = quality
+    if kind == "JPEG":
+        options["subsampling"] = 0
+    if like is not None and like.bit_depth == 16 and kind in ("PNG", "TIFF"):
+        return _write_16bit(path, pixels, kind, options)
+    image = to_pil(pixels)
+
+    def write(temporary: Path) -> None:
+        image.save(temporary, format=kind, **options)
+
+    return write_atomic(path, write)
+
+
+def _write_16bit(path: Path, pixels: Tensor, kind: str, options: dict[str, Any]) -> Path:
+    values = (pixels[0].detach().double().clamp(0, 1) * 65535).round().to(torch.int32).movedim(0, -1).cpu().numpy().astype(np.uint16)
+
+    def write(temporary: Path) -> None:
+        if values.shape[2] == 1:
+            Image.fromarray(values[..., 0]).save(temporary, format=kind, **options)
+        else:
+            _write_16bit_colour(temporary, values, kind, options)
+
+    return write_atomic(path, write)
+
+
+def _write_16bit_colour(path: Path, values: Any, kind: str, options: dict[str, Any]) -> None:
+    """Pillow has no 16-bit colour mode, so a PNG is assembled from its chunks and a TIFF comes from tifffile."""
+    if kind == "TIFF":
+        import tifffile
+
+        extra = {"extrasamples": ["unassalpha"]} if values.shape[2] == 4 else {}
+        tifffile.imwrite(path, values, photometric="rgb", iccprofile=options.get("icc_profile"), **extra)
+        return
+    import struct
+    import zlib
+
+    def chunk(tag: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
+
+    height, width, channels = values.shape
+    rows = np.zeros((height, 1 + width * channels * 2), np.uint8)  # filter byte 0, then big-endian samples
+    rows[:, 1:] = values.astype(">u2").reshape(height, -1).view(np.uint8)
+    parts = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 6 if channels == 4 else 2, 0, 0, 0))]
+    if options.get("icc_profile"):
+        parts.append(chunk(b"iCCP", b"ICC\0\0" + zlib.compress(options["icc_profile"])))
+    if options.get("exif"):
+        parts.append(chunk(b"eXIf", options["exif"].removeprefix(b"Exif\0\0")))
+    parts += [chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)), chunk(b"IEND", b"")]
+    path.write_bytes(b"".join(parts))

@@ -1,0 +1,1 @@
+"""Networks that this project trains from scratch; architectures that others published come through spandrel."""

@@ -1,0 +1,77 @@
+"""Frozen bundles that travel between functions: named fields instead of tuples whose length depends on flags."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A training or evaluation batch.
+
+    Attributes:
+        lq: degraded input, [B, 3, h, w] float32 in [0, 1].
+        gt: ground truth, [B, 3, H, W] float32 in [0, 1].
+        names: one name per sample, for error messages and reports.
+    """
+
+    lq: Tensor
+    gt: Tensor
+    names: tuple[str, ...]
+
+    def to(self, device: str | Any) -> "PairBatch":
+        """The same batch on another device."""
+        return PairBatch(self.lq.to(device), self.gt.to(device), self.names)
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Named loss terms, each per sample, with the weight the composer gave it.
+
+    Attributes:
+        values: name -> [B] float32, unweighted.
+        weights: name -> weight; a missing name weighs 1.
+    """
+
+    values: Mapping[str, Tensor]
+    weights: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def total(self) -> Tensor:
+        """Per-sample weighted sum, [B]."""
+        parts = [self.weights.get(name, 1.0) * value for name, value in self.values.items()]
+        if not parts:
+            raise ValueError("values: expected at least one loss term, got none; connect a loss")
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a backbone is told besides the picture.
+
+    Attributes:
+        embeddings: [B, N, D] token embeddings.
+        mask: [B, N] bool, True for tokens that count, or None when all do.
+    """
+
+    embeddings: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The result of a restoration.
+
+    Attributes:
+        sr: restored images, [B, 3, H, W] float32 in [0, 1].
+        lq_up: the input resized (bicubic, clamped) to the result's size, same shape: the reference of the colour fix.
+        info: facts for reports: backbone, tile size, number of tiles, sigma, ...
+    """
+
+    sr: Tensor
+    lq_up: Tensor
+    info: Mapping[str, Any]

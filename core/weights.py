@@ -1,0 +1,210 @@
+"""Safetensors in and out, exact key reports, and where models are looked for. The only file of the core that reads or writes weights."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+ASSETS = Path(__file__).parent / "assets"
+METADATA_KEY = "alignsr"  # one JSON object in the safetensors header: what the file is and how to build its module
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+
+
+class WeightsError(ValueError):
+    """A weight file that cannot be used: damaged, unsafe, or of another network."""
+
+
+class MissingModelError(FileNotFoundError):
+    """A model that is not on disk; the message names the folders searched and what to do."""
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary neighbour of `path`, then rename it: readers see the old file or the whole new one.
+
+    Args:
+        path: the final path; missing parent folders are made.
+        write: called with the temporary path.
+
+    Returns:
+        `path`.
+
+    Raises:
+        OSError: folder not writable or disk full; nothing of the new file remains.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; results should carry the user's usual permissions
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def save_weights(path: str | Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> Path:
+    """Write a safetensors file atomically, with `info` as one JSON object in its header.
+
+    Args:
+        path: must end in .safetensors.
+        tensors: name -> tensor, any dtype; copied to the CPU, made contiguous and unshared.
+        info: JSON-able facts, e.g. {"backbone": "network", "architecture": "lite", "options": {...}}.
+
+    Raises:
+        ValueError: other suffix.
+        OSError: not writable or disk full.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path: expected a name ending in .safetensors, got {path.name}; weights are written as safetensors only")
+    cpu = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    metadata = {"format": "pt"} | ({METADATA_KEY: json.dumps(dict(info), sort_keys=True)} if info is not None else {})
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(cpu, temporary, metadata)
+        except SafetensorError as error:  # the library reports a full disk as its own error
+            raise OSError(f"path: could not write {path}: {error}; check free space and permissions") from error
+
+    return write_atomic(path, write)
+
+
+def read_info(path: str | Path) -> dict[str, Any]:
+    """The JSON object that `save_weights` put into the header; empty for files of other programs.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: damaged header.
+    """
+    with _open(Path(path)) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    if METADATA_KEY not in metadata:
+        return {}
+    info = json.loads(metadata[METADATA_KEY])
+    if not isinstance(info, dict):
+        raise WeightsError(f"{path}: expected a JSON object under {METADATA_KEY!r} in the header; export the file again")
+    return cast(dict[str, Any], info)
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: expected a file at {path}, found none; check the path")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        size = path.stat().st_size
+        raise WeightsError(
+            f"{path}: expected a safetensors file, got {size} bytes that are not one ({error}); the file is damaged or incomplete, get it again"
+        ) from error
+
+
+def load_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict from .safetensors, or from a pickle file under `weights_only=True`.
+
+    The wrappers `params_ema`, `params` and `state_dict` are opened in this order and a leading `module.` is stripped, as the
+    BasicSR family writes them.
+
+    Returns:
+        name -> CPU tensor.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: damaged file, a pickle that would run code, or no tensors in it.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        with _open(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: expected a file at {path}, found none; check the path")
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  # torch raises many kinds for damaged or unsafe pickles; all mean the same here
+        raise WeightsError(
+            f"{path}: expected a checkpoint of plain tensors, got something that weights_only=True refuses "
+            f"({type(error).__name__}); the file is damaged or would run code when loaded, get a safetensors version"
+        ) from error
+    for wrapper in ("params_ema", "params", "state_dict"):
+        if isinstance(loaded, dict) and isinstance(cast(dict[str, Any], loaded).get(wrapper), dict):
+            loaded = cast(dict[str, Any], loaded)[wrapper]
+            break
+    pairs = cast(dict[Any, Any], loaded) if isinstance(loaded, dict) else {}
+    state = {str(name).removeprefix("module."): value for name, value in pairs.items() if isinstance(value, Tensor)}
+    if not state:
+        raise WeightsError(f"{path}: expected a state dict, got no named tensors; this is not a weight file")
+    return state
+
+
+def _first(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:8]) + (f", ... ({len(ordered) - 8} more)" if len(ordered) > 8 else "")
+
+
+def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
+    """Compare names and shapes and report everything that differs at once, the first 8 of each kind.
+
+    Raises:
+        WeightsError: missing, unexpected or wrong-shaped entries.
+    """
+    missing = expected.keys() - state.keys()
+    extra = state.keys() - expected.keys()
+    wrong = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected.keys() & state.keys()
+        if state[name].shape != expected[name].shape
+    ]
+    if missing or extra or wrong:
+        parts = [
+            f"{label}: {_first(names)}"
+            for label, names in (("missing", missing), ("unexpected", extra), ("wrong shape", wrong))
+            if names
+        ]
+        raise WeightsError(f"{source}: the weights do not fit this network; {'; '.join(parts)}; choose the file made for it")
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load strictly after `check_state`, so a mismatch changes nothing and is reported whole."""
+    check_state(state, module.state_dict(), source)
+    module.load_state_dict(dict(state), strict=True)
+
+
+def bundled_models() -> dict[str, Path]:
+    """name -> path of the models that ship with the package."""
+    return {path.stem: path for path in sorted(ASSETS.glob("*.safetensors"))}
+
+
+def find_model(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
+    """Find a weight file: an existing path, a bundled name, or a name (with or without suffix) in one of `folders`.
+
+    Raises:
+        MissingModelError: names what was looked for, where, and what would have been found.
+    """
+    direct = Path(name).expanduser()
+    if direct.is_file():
+        return direct
+    bundled = bundled_models()
+    if str(name) in bundled:
+        return bundled[str(name)]
+    searched = [Path(folder).expanduser() for folder in folders]
+    for folder in searched:
+        for candidate in (folder / direct, *(folder / f"{name}{suffix}" for suffix in WEIGHT_SUFFIXES)):
+            if candidate.is_file():
+                return candidate
+    places = ", ".join(map(str, searched)) or "no model folder"
+    raise MissingModelError(
+        f"model: expected a file path, a bundled model ({', '.join(bundled) or 'none'}) or a file in {places}, found no {str(name)!r}; "
+        "put the weight file there or pass its path"
+    )

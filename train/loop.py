@@ -1,0 +1,327 @@
+"""What every recipe shares: accelerate, accumulation, clipping, EMA, logging, previews, checkpoints, stop, non-finite guard.
+
+A recipe stays a plain function that reads from top to bottom; it asks this `Loop` for the next step and hands it the losses.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..core.records import LossTerms
+from ..core.weights import write_atomic
+from .config import OptimizerConfig, RunConfig, ScheduleConfig, config_hash, to_mapping
+from .state import TrainState, checkpoints
+
+
+class NonFiniteError(RuntimeError):
+    """A NaN or infinity during training; the message names step, term and samples."""
+
+
+class Stopped(RuntimeError):  # noqa: N818  # not an error: the user asked for it
+    """The user stopped the run; the checkpoint named in the message holds everything."""
+
+
+class Hooks(Protocol):
+    """How a run talks to its host (terminal, ComfyUI, test)."""
+
+    def progress(self, step: int, total: int, logs: Mapping[str, float]) -> None:
+        """Called after every step; may raise the host's own interruption."""
+        ...
+
+    def preview(self, image: Any) -> None:
+        """Called with a PIL image (curve or sample)."""
+        ...
+
+    def should_stop(self) -> bool:
+        """Asked before every forward pass."""
+        ...
+
+
+class SilentHooks:
+    """Hooks for tests and imports: nothing is shown, nothing stops."""
+
+    def progress(self, step: int, total: int, logs: Mapping[str, float]) -> None:
+        """Ignore."""
+
+    def preview(self, image: Any) -> None:
+        """Ignore."""
+
+    def should_stop(self) -> bool:
+        """Never."""
+        return False
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a recipe returns.
+
+    Attributes:
+        folder: the run's folder.
+        weights: the final weight file.
+        curve: the loss curve as PNG.
+        logs: one mapping per logged step.
+        step: steps done.
+    """
+
+    folder: Path
+    weights: Path
+    curve: Path
+    logs: tuple[Mapping[str, float], ...]
+    step: int
+
+
+def learning_rate(step: int, total: int, peak: float, schedule: ScheduleConfig) -> float:
+    """The rate of step `step` (0-based) of `total`: linear warm-up, then constant, cosine or multistep."""
+    if step < schedule.warmup_steps:
+        return peak * (step + 1) / schedule.warmup_steps
+    if schedule.kind == "cosine":
+        span = max(1, total - schedule.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - schedule.warmup_steps) / span))
+        return peak * (schedule.final_ratio + (1 - schedule.final_ratio) * cosine)
+    if schedule.kind == "multistep":
+        return peak * schedule.gamma ** sum(step >= milestone for milestone in schedule.milestones)
+    return peak
+
+
+def make_optimizer(parameters: Any, config: OptimizerConfig) -> Optimizer:
+    """AdamW, or Adam when there is no weight decay; one multi-tensor update."""
+    kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
+    return kind(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def make_average(module: nn.Module, decay: float) -> nn.Module:
+    """An exponential moving average that starts at the module's current weights: ema <- decay ema + (1 - decay) live."""
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    average.n_averaged.fill_(1)  # otherwise the first update copies the live weights instead of averaging
+    return average.requires_grad_(False).eval()
+
+
+@dataclass
+class Trained:
+    """One trained module with its optimiser: the unit that is clipped, stepped and averaged."""
+
+    module: nn.Module
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+
+
+class Loop:
+    """Runs the steps of a recipe. See `recipes/fidelity.py` for how it reads.
+
+    Args:
+        config: the recipe's whole config (for the hash and the record in the run folder).
+        run: its run table.
+        parts: name -> what is trained.
+        folder: the run folder; made here.
+        hooks: the host.
+        resume: continue from the newest checkpoint in `folder` when there is one; without it a folder with checkpoints is refused.
+
+    Raises:
+        FileExistsError: checkpoints exist and resume is False.
+        WeightsError: the checkpoint belongs to another config.
+    """
+
+    def __init__(self, config: Any, run: RunConfig, parts: Mapping[str, Trained], folder: Path, hooks: Hooks, resume: bool = False) -> None:
+        from ..core.compat import import_accelerate
+
+        self.config, self.run, self.parts, self.folder, self.hooks = config, run, dict(parts), folder, hooks
+        self.hash = config_hash(config)
+        if checkpoints(folder) and not resume:
+            raise FileExistsError(f"{folder}: expected a new run folder, got one with checkpoints; pass --resume or another --out")
+        if run.num_threads:
+            torch.set_num_threads(run.num_threads)
+        # precision is ours (torch.autocast): accelerate keeps one global setting per process, and a server trains more than once
+        self.accelerator = import_accelerate().Accelerator(mixed_precision="no")
+        self.device: torch.device = self.accelerator.device
+        self.is_main: bool = self.accelerator.is_main_process
+        for part in self.parts.values():
+            part.module.to(self.device)
+        self.averages = {name: make_average(part.module, run.ema_decay) for name, part in self.parts.items()} if run.ema_decay else {}
+        self.optimizers = {
+            name: make_optimizer([p for p in part.module.parameters() if p.requires_grad], part.optimizer) for name, part in self.parts.items()
+        }
+        self.state = TrainState({name: part.module for name, part in self.parts.items()}, dict(self.averages), self.optimizers)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=run.precision == "fp16")
+        self.live = {name: self.accelerator.prepare(part.module) for name, part in self.parts.items()}
+        self.logs: list[dict[str, float]] = []
+        self._sums: dict[str, float] = {}
+        self._micro = 0
+        self._updated: set[str] = set()
+        self._noted = False
+        self._started = time.monotonic()
+        if found := checkpoints(folder):
+            self.state.load(found[-1], self.hash)
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict(self.state.extra["scaler"])
+            self.logs = [entry for entry in self._read_logs() if entry["step"] <= self.state.step]
+        self._elapsed = float(self.state.extra.get("seconds", 0.0))
+        if self.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._write_text("config.json", json.dumps(to_mapping(config), indent=2, sort_keys=True))
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of one optimiser step over all processes."""
+        return self.run.batch_size * self.run.accumulation_steps * int(self.accelerator.num_processes)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision of the forward pass, as configured."""
+        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        return torch.autocast(self.device.type, kinds[self.run.precision]) if self.run.precision in kinds else nullcontext()
+
+    def steps(self) -> Iterator[int]:
+        """Step numbers from where the run stands to its end; after each one: log, preview, checkpoint, and stop if asked."""
+        self._started = time.monotonic()
+        while self.state.step < self.run.steps:
+            self._sums, self._micro, self._updated, self._noted = {}, 0, set(), False
+            for name, part in self.parts.items():
+                rate = learning_rate(self.state.step, self.run.steps, part.optimizer.learning_rate, part.schedule)
+                for group in self.optimizers[name].param_groups:
+                    group["lr"] = rate
+            try:
+                yield self.state.step
+                self.state.step += 1
+                self._updated = set()
+                self._after_step()
+            except BaseException:
+                # interruption by the host, Ctrl-C or an error inside a step: what is finished is kept
+                self._keep_what_is_done()
+                raise
+            if self.hooks.should_stop() and self.state.step < self.run.steps:
+                path = self.checkpoint()
+                raise Stopped(f"stopped at step {self.state.step} of {self.run.steps}; continue from {path} with --resume")
+
+    def first_index(self) -> int:
+        """Index of the first sample of the coming forward pass of this process, in the run's fixed sequence."""
+        rank, world = int(self.accelerator.process_index), int(self.accelerator.num_processes)
+        position = (self.state.step * self.run.accumulation_steps + self._micro) * world + rank
+        return position * self.run.batch_size
+
+    def backward(self, name: str, terms: LossTerms, samples: tuple[str, ...]) -> None:
+        """Check, average and differentiate the loss of one forward pass of part `name`.
+
+        Raises:
+            NonFiniteError: a term is NaN or infinite.
+            Stopped: the user asked for it; the finished steps are kept.
+        """
+        for term, values in terms.values.items():
+            self._check_finite(values, term, samples)
+        total = terms.total().mean()
+        for term, values in {**terms.values, "loss": total}.items():
+            key = term if name == "network" or len(self.parts) == 1 else f"{name}/{term}"
+            self._sums[key] = self._sums.get(key, 0.0) + float(values.detach().mean()) / self.run.accumulation_steps
+        self._micro += 1
+        last = self._micro == self.run.accumulation_steps
+        with nullcontext() if last else self.accelerator.no_sync(self.live[name]):
+            self.scaler.scale(total / self.run.accumulation_steps).backward()
+        if not last and self.hooks.should_stop():
+            raise Stopped(f"stopped inside step {self.state.step + 1} of {self.run.steps}; finished steps are kept, continue with --resume")
+
+    def update(self, name: str) -> None:
+        """Clip, step and average part `name`."""
+        optimizer, part = self.optimizers[name], self.parts[name]
+        self.scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, part.optimizer.max_grad_norm or math.inf)
+        if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
+            raise NonFiniteError(f"step {self.state.step + 1}: the gradient of {name} is not finite (norm {float(norm)}); lower the learning rate")
+        self._sums["grad_norm" if len(self.parts) == 1 else f"{name}/grad_norm"] = float(norm)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        self._updated.add(name)
+        optimizer.zero_grad(set_to_none=True)
+        if name in self.averages:
+            self.averages[name].update_parameters(part.module)  # pyright: ignore[reportCallIssue]
+
+    def averaged(self, name: str) -> nn.Module:
+        """The EMA weights when there are any, else the live ones, as a module of the original class."""
+        return self.averages[name].module if name in self.averages else self.parts[name].module  # pyright: ignore[reportReturnType]
+
+    def is_due(self, every: int) -> bool:
+        """True when the step that is being finished is a multiple of `every`, or the last."""
+        step = self.state.step + 1
+        return bool(every) and (step % every == 0 or step == self.run.steps)
+
+    def note(self, **values: float) -> None:
+        """Add figures (a validation score, say) to the step's log."""
+        self._sums |= values
+        self._noted = True
+
+    def checkpoint(self) -> Path | None:
+        """Save the state (main process) and return its path."""
+        if not self.is_main:
+            return None
+        self.state.extra["scaler"] = self.scaler.state_dict()
+        self.state.extra["seconds"] = self._elapsed + time.monotonic() - self._started
+        self._write_text("log.jsonl", "".join(json.dumps(entry) + "\n" for entry in self.logs))
+        if self.logs:
+            write_atomic(self.folder / "curve.png", self.curve().save)
+        return self.state.save(self.folder, self.hash, self.run.keep_checkpoints)
+
+    def curve(self) -> Any:
+        """The loss curve so far as a PIL image."""
+        from ..core.pictures import curves
+
+        keys = [key for key in (self.logs[-1] if self.logs else {}) if key not in ("step", "seconds", "learning_rate", "grad_norm")]
+        series = {key: [(entry["step"], entry[key]) for entry in self.logs if key in entry] for key in dict.fromkeys(["loss", *keys])}
+        return curves({key: points for key, points in series.items() if points}, x_label="step", title=self.folder.name)
+
+    def finish(self) -> None:
+        """Last checkpoint and end of the processes' group."""
+        if not checkpoints(self.folder) or not str(checkpoints(self.folder)[-1]).endswith(f"{self.state.step:08d}.safetensors"):
+            self.checkpoint()
+        self.accelerator.wait_for_everyone()
+
+    def _after_step(self) -> None:
+        done = self.state.step
+        seconds = self._elapsed + time.monotonic() - self._started
+        first = next(iter(self.optimizers.values()))
+        entry = {"step": float(done), **self._sums, "learning_rate": float(first.param_groups[0]["lr"]), "seconds": round(seconds, 2)}
+        if done % self.run.log_every == 0 or done in (1, self.run.steps) or self._noted:
+            self.logs.append(entry)
+        if self.is_main:
+            if self.run.preview_every and (done % self.run.preview_every == 0 or done == self.run.steps) and len(self.logs) > 1:
+                self.hooks.preview(self.curve())
+            if done % self.run.checkpoint_every == 0 or done == self.run.steps:
+                self.checkpoint()
+        self.hooks.progress(done, self.run.steps, entry)
+
+    def _keep_what_is_done(self) -> None:
+        """Checkpoint after an interruption, unless it came between the updates of two parts: that is no state to resume from."""
+        if self._updated and self._updated != set(self.parts):
+            return
+        if self._updated:
+            self.state.step += 1
+            self._updated = set()
+        saved = checkpoints(self.folder)
+        if self.state.step and not (saved and saved[-1].stem.endswith(f"{self.state.step:08d}")):
+            self.checkpoint()
+
+    def _check_finite(self, values: Tensor, term: str, samples: tuple[str, ...]) -> None:
+        finite = torch.isfinite(values.detach())
+        if not bool(finite.all()):
+            bad = [samples[i] for i in (~finite).nonzero().flatten().tolist()[:8]] if values.ndim else list(samples[:8])
+            raise NonFiniteError(
+                f"step {self.state.step + 1}: term {term} is not finite for {', '.join(bad)}; look at these samples or lower the learning rate"
+            )
+
+    def _read_logs(self) -> list[dict[str, float]]:
+        path = self.folder / "log.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def _write_text(self, name: str, text: str) -> None:
+        def write(temporary: Path) -> None:
+            temporary.write_text(text, encoding="utf-8")
+
+        write_atomic(self.folder / name, write)

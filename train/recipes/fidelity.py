@@ -1,0 +1,191 @@
+"""Train a restoration model for fidelity: mean absolute error between sr and gt, one forward pass per step.
+
+Supported: direct networks (`model.backbone = "network"`) and one-step flow models (`"pixel"`, one Euler step from the resized
+input at `start_sigma`); MATLAB bicubic pairs or any degradation preset; accumulation, several processes, bf16 and fp16 autocast,
+EMA, resume, warm start.
+Assumed: ground truth fits in memory when `data.cache_images` is on; the model takes RGB.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...core.backbones import network as network_backbone
+from ...core.backbones.base import AnyBackbone, Backbone
+from ...core.backbones.pixel import PixelBackbone
+from ...core.images import crop_border, from_model_range, quantize_8bit, rgb_to_y, to_model_range
+from ...core.records import LossTerms
+from ...core.resize import bicubic
+from ...core.weights import load_into, load_state_dict, save_weights
+from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, empty_table, positive, to_mapping
+from ..data import PairData
+from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained."""
+
+    backbone: Literal["network", "pixel"] = "network"
+    architecture: str = "lite"  # of backbone "network": a name in core.networks.compact.NETWORKS
+    scale: int = 4
+    options: dict[str, Any] = field(default_factory=empty_table)  # keyword arguments of the network
+    init: str = ""  # weight file to start from; empty: random
+    save_dtype: Literal["fp32", "fp16"] = "fp32"  # of the final weight file
+
+
+@dataclass(frozen=True)
+class FidelityConfig:
+    """The whole config of this recipe."""
+
+    name: str = "model"  # file name of the result
+    licence: str = "Apache-2.0"  # of the resulting weights
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        """Cross-field checks."""
+        positive(self.run, "steps", "batch_size", "accumulation_steps", "checkpoint_every", "keep_checkpoints", "log_every")
+        positive(self.model, "scale")
+        if self.data.gt_patch_px % self.model.scale:
+            raise ValueError(f"data.gt_patch_px: expected a multiple of model.scale {self.model.scale}, got {self.data.gt_patch_px}; change one")
+
+
+def l1_loss(sr: Tensor, gt: Tensor) -> Tensor:
+    """Mean absolute error per sample.
+
+    L_i = mean_{c,y,x} |sr_i - gt_i|
+
+    Args:
+        sr: [B, C, H, W], range [0, 1], not clamped.
+        gt: the same shape.
+
+    Returns:
+        [B] float32, 0 iff sr == gt.
+    """
+    return (sr.float() - gt.float()).abs().flatten(1).mean(1)
+
+
+def build_model(config: FidelityConfig) -> AnyBackbone:
+    """The backbone that the config describes, randomly initialised (or from `model.init`)."""
+    model = config.model
+    if model.backbone == "pixel":
+        backbone: AnyBackbone = PixelBackbone(model.options, config.name, config.licence)
+    else:
+        backbone = network_backbone.build(model.architecture, {"scale": model.scale, **model.options}, config.name, config.licence)
+    if model.init:
+        state = {name: tensor.float() for name, tensor in load_state_dict(model.init).items()}
+        load_into(dict(backbone.modules())["network"], state, model.init)
+    return backbone
+
+
+def forward(backbone: AnyBackbone, network: nn.Module, lq: Tensor, scale: int) -> Tensor:
+    """The restoration `sr` in [0, 1] (not clamped), with gradient: sr = network(lq), or one Euler step z - sigma v from the resized input."""
+    if not isinstance(backbone, Backbone):
+        return network(lq)
+    lq_up = bicubic(lq, (lq.shape[-2] * scale, lq.shape[-1] * scale)).clamp(0, 1)
+    z_lq = to_model_range(lq_up)
+    sigma = torch.full((lq.shape[0],), backbone.spec.start_sigma or 1.0, device=lq.device)
+    return from_model_range(z_lq - sigma.view(-1, 1, 1, 1) * network(z_lq, sigma, z_lq))
+
+
+def train(config: FidelityConfig, folder: str | Path, hooks: Hooks | None = None, resume: bool = False) -> TrainResult:
+    """Train, and write weights, curve and log into `folder`.
+
+    Args:
+        config: see `FidelityConfig`.
+        folder: run folder.
+        hooks: the host's progress, preview and stop.
+        resume: continue a run in `folder` that was interrupted; the result equals the uninterrupted one bit for bit on one CPU.
+
+    Raises:
+        ConfigError, DataError, WeightsError, NonFiniteError, Stopped, FileExistsError: see their classes.
+    """
+    folder, hooks = Path(folder), hooks or SilentHooks()
+    # ComfyUI and the runner execute nodes in inference mode, where nothing can be trained; fork_rng keeps our seeding to ourselves
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+        torch.manual_seed(config.run.seed)
+        backbone = build_model(config)
+        network = dict(backbone.modules())["network"]
+        network.train().requires_grad_(True)
+        if config.run.channels_last:
+            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        loop = Loop(config, config.run, {"network": Trained(network, config.optimizer, config.schedule)}, folder, hooks, resume)
+        data = PairData(config.data, config.model.scale, config.run.seed, loop.samples_per_step)
+
+        for _ in loop.steps():
+            for _ in range(config.run.accumulation_steps):
+                batch = data.batch(loop.first_index(), config.run.batch_size).to(loop.device)
+                with loop.autocast():
+                    sr = forward(backbone, loop.live["network"], batch.lq, config.model.scale)
+                loop.backward("network", LossTerms({"l1": l1_loss(sr, batch.gt)}), batch.names)
+            loop.update("network")
+            if loop.is_main and data.held_out and loop.is_due(config.run.validate_every):
+                loop.note(psnr_y=validate(backbone, loop.averaged("network"), data, config, loop.device))
+
+        loop.finish()
+        result = loop.averaged("network")
+        weights = save_model(config, backbone, result, folder, loop.state.step)
+        return TrainResult(folder, weights, folder / "curve.png", tuple(loop.logs), loop.state.step)
+
+
+def validate(backbone: AnyBackbone, network: nn.Module, data: PairData, config: FidelityConfig, device: torch.device) -> float:
+    """Mean PSNR-Y (8 bit, border of `scale` px cropped) over the held-out pictures under the training degradation."""
+    from ..data import ImageStore
+
+    scale, total = config.model.scale, 0.0
+    store = ImageStore(data.held_out, scale, cache=False)
+    was_training = network.training
+    network.eval()
+    with torch.no_grad():
+        for index in range(len(data.held_out)):
+            gt8, lq8 = store.pair(index)
+            gt = gt8[None].float() / 255
+            if config.data.degradation == "matlab":
+                lq = lq8[None].float() / 255
+            else:
+                from ...core.degradation import degrade
+
+                lq = degrade(gt, config.data.degradation, seeds=[index], scale=scale).lq
+            height, width = gt.shape[-2] // 16 * 16, gt.shape[-1] // 16 * 16  # whole patches for every model
+            gt, lq = gt[..., :height, :width], lq[..., : height // scale, : width // scale]
+            sr = forward(backbone, network, lq.to(device), scale).float().cpu()
+            error = crop_border(rgb_to_y(quantize_8bit(sr)) - rgb_to_y(gt), scale).double()
+            total += float(-10 * torch.log10(error.square().mean() + 1e-8))
+    network.train(was_training)
+    return total / len(data.held_out)
+
+
+def save_model(config: FidelityConfig, backbone: AnyBackbone, network: nn.Module, folder: Path, step: int) -> Path:
+    """Write `<name>.safetensors` with everything needed to load it and to know what it is."""
+    dtype = torch.float16 if config.model.save_dtype == "fp16" else torch.float32
+    tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in network.state_dict().items()}
+    options = rebuild_options(backbone)
+    info: Mapping[str, Any] = {
+        "backbone": config.model.backbone,
+        "architecture": config.model.architecture if config.model.backbone == "network" else "pixel",
+        "options": options,
+        "name": config.name,
+        "scale": config.model.scale,
+        "licence": config.licence,
+        "step": step,
+        "config": to_mapping(config),
+    }
+    return save_weights(folder / f"{config.name}.safetensors", tensors, info)
+
+
+def rebuild_options(backbone: AnyBackbone) -> dict[str, Any]:
+    """The keyword arguments that rebuild the backbone's network."""
+    if isinstance(backbone, (PixelBackbone, network_backbone.NetworkBackbone)):
+        return dict(backbone.options)
+    raise ConfigError(f"model.backbone: expected network or pixel, got {type(backbone).__name__}; train it with its own recipe")
+
+
+__all__ = ["FidelityConfig", "ModelConfig", "build_model", "forward", "l1_loss", "train"]
