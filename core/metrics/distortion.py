@@ -1,7 +1,7 @@
 """Distortion metrics of our own: PSNR, SSIM and LR-PSNR, one number per image, in float64.
 
-Definitions are those of AESOP's evaluation code (BasicSR family): both images are clamped and rounded to 8 bit, a border of `crop` pixels
-is removed, and the luma channel of BT.601 studio range is compared unless RGB is asked for.
+Definitions are those of AESOP's evaluation code (BasicSR family): both images are clamped and rounded to 8 bit, a border of
+`crop` pixels is removed, and the luma channel of BT.601 studio range is compared unless RGB is asked for.
 """
 
 from typing import Literal
@@ -28,7 +28,9 @@ def _prepare(image: Tensor, name: str, crop: int, channel: Channel, quantize: bo
     check_finite(image, name)
     height, width = image.shape[-2:]
     if min(height, width) <= 2 * crop:
-        raise ValueError(f"{name}: expected more than {2 * crop} pixels per side for crop {crop}, got {height}x{width}; use a smaller crop")
+        raise ValueError(
+            f"{name}: expected more than {2 * crop} pixels per side for crop {crop}, got {height}x{width}; use a smaller crop"
+        )
     image = to_rgb(image).double()
     image = quantize_8bit(image) if quantize else image
     image = crop_border(image, crop) if crop else image
@@ -59,17 +61,22 @@ def psnr(sr: Tensor, gt: Tensor, *, crop: int, channel: Channel = "y", quantize:
         PSNR_i = 10 log10( 1 / (MSE_i + 1e-8) ),  MSE over the pixels (and colours, for "rgb") of image i in [0, 1]
 
     Args:
-        sr: restored image, [B, C, H, W] float, range [0, 1] (values outside are clamped), C in (1, 3, 4); grey counts as RGB, alpha is left out.
+        sr: restored image, [B, C, H, W] float, range [0, 1] (values outside are clamped), C in (1, 3, 4); grey counts as RGB,
+            alpha is left out.
         gt: reference image, same size.
         crop: border in pixels removed on each side; the literature uses the upscale factor.
         channel: "y" compares Y = (65.481 R + 128.553 G + 24.966 B + 16) / 255, "rgb" all three colours.
         quantize: round both images to 8 bit first, as images on disk would be.
+
     Returns:
         [B] float64, higher is better, 80 for equal images (the eps caps it and costs 0.0038 dB at 49.45 dB).
+
     Raises:
         ValueError: sizes differ, an image is not finite, or nothing is left after the crop.
     Source:
-        Lee et al. (AESOP), official metrics/custom_psnr_ssim_pytorch.py, calculate_psnr_pytorch; the arithmetic before Y is float64 here too.
+        Lee et al. (AESOP), official metrics/custom_psnr_ssim_pytorch.py, calculate_psnr_pytorch; the arithmetic before Y is
+        float64 here too.
+
     Example:
         >>> a = torch.zeros(1, 3, 16, 16)
         >>> round(psnr(a + 1 / 255, a, crop=4).item(), 4)
@@ -97,8 +104,8 @@ def ssim(sr: Tensor, gt: Tensor, *, crop: int, channel: Channel = "y", quantize:
 
         SSIM = mean over the valid area of  (2 m_a m_b + C1)(2 c_ab + C2) / ((m_a^2 + m_b^2 + C1)(v_a + v_b + C2))
 
-    with Gaussian local means m, (biased) variances v and covariance c, window 11x11, sigma 1.5, C1 = 0.01^2, C2 = 0.03^2 on the [0, 1]
-    scale (= (0.01*255)^2 and (0.03*255)^2 on 0..255). "rgb" averages the maps of the three colours.
+    with Gaussian local means m, (biased) variances v and covariance c, window 11x11, sigma 1.5, C1 = 0.01^2, C2 = 0.03^2 on the
+    [0, 1] scale (= (0.01*255)^2 and (0.03*255)^2 on 0..255). "rgb" averages the maps of the three colours.
 
     Args:
         sr: restored image, [B, C, H, W] float, range [0, 1], C in (1, 3, 4).
@@ -106,19 +113,22 @@ def ssim(sr: Tensor, gt: Tensor, *, crop: int, channel: Channel = "y", quantize:
         crop: border in pixels removed on each side before the windows are laid.
         channel: "y" or "rgb", as in `psnr`.
         quantize: round both images to 8 bit first.
+
     Returns:
         [B] float64, higher is better, 1 iff equal.
+
     Raises:
         ValueError: sizes differ, an image is not finite, or fewer than 11 pixels per side are left after the crop.
     Source:
         Wang et al. 2004, IEEE TIP 13(4), Eq. (13); AESOP metrics/custom_psnr_ssim_pytorch.py, calculate_ssim_pytorch. Equals
-        skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1): scikit-image pads,
-        then averages over the same valid area (its full map differs at the border, its mean does not).
+        skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1):
+        scikit-image pads, then averages over the same valid area (its full map differs at the border, its mean does not).
     """
     a, b = _prepare_pair(sr, gt, crop, channel, quantize)
     if min(a.shape[-2:]) < SSIM_WINDOW:
         raise ValueError(
-            f"sr: expected at least {SSIM_WINDOW} pixels per side after a crop of {crop}, got {a.shape[-2]}x{a.shape[-1]}; use larger images or less crop"
+            f"sr: expected at least {SSIM_WINDOW} pixels per side after a crop of {crop}, got {a.shape[-2]}x{a.shape[-1]}; "
+            "use larger images or less crop"
         )
     window = _gaussian_window(a.device)
     c1, c2 = SSIM_K1**2, SSIM_K2**2
@@ -143,19 +153,25 @@ def lr_psnr(sr: Tensor, lq: Tensor, *, scale: int, crop: int = 1, channel: Chann
         crop: border in *input* pixels removed on each side.
         channel: "y" or "rgb", as in `psnr`.
         quantize: round `sr` and `lq` to 8 bit before the downscaling.
+
     Returns:
         [B] float64, higher is better.
+
     Raises:
         ValueError: `sr` is not `scale` times `lq`, an image is not finite, or nothing is left after the crop.
     Source:
-        AESOP Table 9 names the metric without code or details; MATLAB bicubic in doubles, 8-bit SR, Y and one cropped input pixel are our choice.
+        AESOP Table 9 names the metric without code or details; MATLAB bicubic in doubles, 8-bit SR, Y and one cropped input pixel
+        are our choice.
     """
     check_positive_int(scale, "scale")
     check_image(sr, "sr")
     check_image(lq, "lq")
     expected = (lq.shape[-2] * scale, lq.shape[-1] * scale)
     if tuple(sr.shape[-2:]) != expected:
-        raise ValueError(f"sr: expected {expected[0]}x{expected[1]} ({scale} x lq), got {sr.shape[-2]}x{sr.shape[-1]}; pass the lq this image was made from")
+        raise ValueError(
+            f"sr: expected {expected[0]}x{expected[1]} ({scale} x lq), got {sr.shape[-2]}x{sr.shape[-1]}; "
+            "pass the lq this image was made from"
+        )
     check_finite(sr, "sr")
     small = to_rgb(sr).double()
     small = imresize(quantize_8bit(small) if quantize else small, 1 / scale)
