@@ -131,7 +131,7 @@ def restore(
             return result
 
         out = blend(checked, padded, tiles, scale=factor, batch_size=batch_size, on_tile=on_tile)
-        return out[..., : height * factor, : width * factor], len(tiles)
+        return out[..., : height * factor, : width * factor], lq.shape[0] * len(tiles.rows.starts) * len(tiles.columns.starts)
 
     if isinstance(backbone, DirectBackbone) and not isinstance(backbone, Backbone):
         native = spec.scale or 1
