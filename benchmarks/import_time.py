@@ -44,7 +44,7 @@ def measure(code: str, repeats: int) -> dict[str, float]:
     """Median over `repeats` processes after one that warms the disk cache and writes the byte code."""
     results = []
     for _ in range(repeats + 1):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
         results.append(json.loads(done.stdout.splitlines()[-1]))
     seconds, megabytes = zip(*results[1:], strict=True)
     return {"seconds": round(statistics.median(seconds), 3), "mb": round(statistics.median(megabytes), 1)}

@@ -31,8 +31,6 @@ COMES_WITH = {  # import name -> the declared dependency that always installs it
     "click": "typer",
     "cv2": "pyiqa",
     "huggingface_hub": "diffusers",
-    "matplotlib": "pyiqa",
-    "open_clip_torch": "pyiqa",
     "psutil": "accelerate",
     "scipy": "scikit-image",
     "timm": "pyiqa",

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import alignsr
 from paths import ROOT
@@ -84,6 +85,16 @@ def test_set_up_scripts_use_the_constraints_and_ci_runs_the_test_script() -> Non
         assert f"bash {script}" in readme
         assert 'setup.sh"' in (ROOT / script).read_text(encoding="utf-8")
         assert os.access(ROOT / script, os.X_OK)
+
+
+def test_the_python_example_of_the_readme_runs(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert example
+    Image.new("RGB", (13, 9), (200, 40, 90)).save(tmp_path / "photo.jpg")
+    run(sys.executable, "-c", example[1], cwd=tmp_path)
+    with Image.open(tmp_path / "photo_x4.png") as result:
+        assert result.size == (52, 36)
 
 
 def test_wheel_holds_the_package_and_its_data_and_nothing_else(copy: Path, wheel: zipfile.ZipFile) -> None:
