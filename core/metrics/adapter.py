@@ -46,7 +46,12 @@ def build_network(spec: MetricSpec, device: torch.device | str, **options: Any) 
     random: Any = torch.random
     with no_downloads(spec.name), random.fork_rng(devices=[]):
         model_class: Any = import_third_party("pyiqa.models.inference_model").InferenceModel
-        network: nn.Module = model_class(spec.pyiqa_name, device=torch.device(device), **{**spec.options, **options})
+        try:
+            network: nn.Module = model_class(spec.pyiqa_name, device=torch.device(device), **{**spec.options, **options})
+        except MissingWeightsError:
+            raise
+        except OSError as error:  # what the Hugging Face client raises when it is kept offline
+            raise MissingWeightsError(spec.name, [str(error)]) from error
     return network.eval()
 
 

@@ -38,7 +38,10 @@ _ALEXNET = _backbone("alexnet-owt-7be5be79.pth")
 _VGG16 = _backbone("vgg16-397923af.pth")
 _RN50 = _clip("RN50.pt", _RN50_SHA256)
 _VIT_B8 = _timm("vit_base_patch8_224.augreg2_in21k_ft_in1k")
-_SWIN_B = _timm("swin_base_patch4_window12_384.ms_in22k_ft_in1k")
+_SWIN_B_FILE = "swin_base_patch4_window12_384_22kto1k.pth"
+_SWIN_B = WeightFile(
+    (_SWIN_B_FILE,), "checkpoints", f"https://github.com/SwinTransformer/storage/releases/download/v1.0.0/{_SWIN_B_FILE}"
+)
 _INCEPTION_RESNET = _timm("inception_resnet_v2.tf_in1k")
 _INCEPTION = _pyiqa("pt_inception-2015-12-05-6726825d.pth")
 _AFINE = (_pyiqa("afine.pth"), _clip("ViT-B-32.pt", _VIT_B32_SHA256, "home_clip"))
@@ -143,7 +146,7 @@ LEARNED: dict[str, MetricSpec] = {
     ),
     "topiq_fr": _learned(
         "topiq_fr", "TOPIQ-FR", (_pyiqa("cfanet_fr_kadid_res50-2c4cc61d.pth"),), _UNIT,
-        reference=True, min_side_px=64, reward=True, note="trained on KADID", options=_OWN_BACKBONE,
+        reference=True, min_side_px=32, reward=True, note="trained on KADID", options=_OWN_BACKBONE,
     ),
     "afine_fr": _afine("afine_fr", "A-FINE FR", reference=True),
     "niqe": _learned(
@@ -166,7 +169,7 @@ LEARNED: dict[str, MetricSpec] = {
     ),
     "topiq_nr": _learned(
         "topiq_nr", "TOPIQ-NR", (_pyiqa("cfanet_nr_koniq_res50-9a73138b.pth"),), _UNIT,
-        min_side_px=64, reward=True, note="KonIQ", options=_OWN_BACKBONE,
+        min_side_px=32, reward=True, note="KonIQ", options=_OWN_BACKBONE,
     ),
     "topiq_iaa": _learned(
         "topiq_iaa", "TOPIQ-IAA", (_pyiqa("cfanet_iaa_ava_swin-393b41b4.pth"), _SWIN_B), (1.0, 10.0),

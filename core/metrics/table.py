@@ -1,0 +1,165 @@
+"""The result of an evaluation as data and as text: JSON, CSV, Markdown, terminal."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .scoring import spec_of
+from .spec import MetricSpec
+
+
+@dataclass(frozen=True)
+class Row:
+    """Scores of one image.
+
+    Attributes:
+        name: the image.
+        values: metric name -> score; a metric that could not score this image is absent.
+    """
+
+    name: str
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Scores of many images by several metrics.
+
+    Attributes:
+        metrics: names in the order asked for, missing ones included.
+        rows: one per image.
+        sets: scores of the whole set (FID), metric name -> score.
+        missing: metric name -> why it has no score at all.
+        problems: one sentence per score or image that is not as it should be.
+        scale: upscale factor.
+        crop: border left out by PSNR and SSIM, in pixels.
+        title: name of the run.
+        complete: False when the run was stopped before its end.
+    """
+
+    metrics: tuple[str, ...]
+    rows: tuple[Row, ...]
+    sets: Mapping[str, float] = field(default_factory=dict[str, float])
+    missing: Mapping[str, str] = field(default_factory=dict[str, str])
+    problems: tuple[str, ...] = ()
+    scale: int = 4
+    crop: int = 4
+    title: str = ""
+    complete: bool = True
+
+    @property
+    def columns(self) -> tuple[MetricSpec, ...]:
+        """Facts of the metrics that have scores."""
+        return tuple(spec_of(name) for name in self.metrics if name not in self.missing)
+
+    def mean(self) -> dict[str, float]:
+        """Mean per metric over its finite scores (whole sets: their one score); a metric without a finite score is absent."""
+        result: dict[str, float] = {}
+        for spec in self.columns:
+            if spec.name in self.sets:
+                result[spec.name] = self.sets[spec.name]
+                continue
+            finite = [row.values[spec.name] for row in self.rows if math.isfinite(row.values.get(spec.name, math.nan))]
+            if finite:
+                result[spec.name] = math.fsum(finite) / len(finite)
+        return result
+
+    def notes(self) -> list[str]:
+        """What a reader must know besides the numbers: missing metrics, problems, scores that are not finite, an early stop."""
+        lines = [f"missing: {name}: {reason}" for name, reason in self.missing.items()]
+        for row in self.rows:
+            bad = [f"{name} = {value}" for name, value in row.values.items() if not math.isfinite(value)]
+            if bad:
+                lines.append(f"not finite (left out of the mean): {row.name}: {', '.join(bad)}")
+        lines += [f"problem: {problem}" for problem in self.problems]
+        if not self.complete:
+            lines.append(f"stopped after {len(self.rows)} images")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; scores that are not finite become None (JSON has no NaN) and are named in "notes"."""
+        return {
+            "title": self.title,
+            "scale": self.scale,
+            "crop": self.crop,
+            "complete": self.complete,
+            "metrics": {
+                name: {
+                    "title": spec_of(name).title,
+                    "higher_is_better": spec_of(name).higher_is_better,
+                    "missing": self.missing.get(name),
+                }
+                for name in self.metrics
+            },
+            "mean": {name: _plain(value) for name, value in self.mean().items()},
+            "images": [{"name": row.name, "scores": {name: _plain(x) for name, x in row.values.items()}} for row in self.rows],
+            "notes": self.notes(),
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON text, two-space indent, ending in a newline."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def to_csv(self) -> str:
+        """Header, a line per image, a last line "mean"; an absent score is an empty field. Missing metrics keep their empty column."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["name", *self.metrics])
+        for name, values in [*((row.name, row.values) for row in self.rows), ("mean", self.mean())]:
+            writer.writerow([name, *(repr(values[metric]) if metric in values else "" for metric in self.metrics)])
+        return out.getvalue()
+
+    def _cells(self) -> list[list[str]]:
+        lines = [["image", *(f"{spec.title} {spec.arrow}" for spec in self.columns)]]
+        for name, values in [*((row.name, row.values) for row in self.rows), ("mean", self.mean())]:
+            lines.append([name, *(_text(spec, values.get(spec.name)) for spec in self.columns)])
+        return lines
+
+    def to_markdown(self) -> str:
+        """A Markdown table (`^` higher is better, `v` lower is better), the mean in bold, notes as a list below."""
+        header, *body = self._cells()
+        body[-1] = [f"**{cell}**" if cell else "" for cell in body[-1]]
+        lines = [f"### {_escape(self.title)}", ""] if self.title else []
+        lines += [_markdown_row(header), "|---|" + "---:|" * (len(header) - 1), *map(_markdown_row, body)]
+        notes = self.notes()
+        if notes:
+            lines += ["", *(f"- {_escape(note)}" for note in notes)]
+        return "\n".join(lines) + "\n"
+
+    def to_text(self) -> str:
+        """The table for a terminal: aligned columns, plain ASCII rules, notes below."""
+        cells = self._cells()
+        widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+
+        def line(parts: list[str]) -> str:
+            first, *rest = parts
+            return "  ".join(
+                [first.ljust(widths[0]), *(part.rjust(width) for part, width in zip(rest, widths[1:], strict=True))]
+            ).rstrip()
+
+        lines = [self.title] if self.title else []
+        lines += [line(cells[0]), rule, *(line(row) for row in cells[1:-1]), rule, line(cells[-1]), *self.notes()]
+        return "\n".join(lines) + "\n"
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _text(spec: MetricSpec, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" if spec.range[1] > 20 else f"{value:.4f}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _markdown_row(cells: list[str]) -> str:
+    return "| " + " | ".join(_escape(cell) for cell in cells) + " |"
