@@ -200,7 +200,8 @@ def blend(
 
     Args:
         fn: called as fn(tiles, boxes): tiles [N, C, h, w] and their N boxes, N <= batch_size; returns
-            [N, C2, h * scale, w * scale]. The boxes say which sample and place each tile is, for conditions (`crop_tiles` cuts a second image alike).
+            [N, C2, h * scale, w * scale]. The boxes say which sample and place each tile is, for conditions
+            (`crop_tiles` cuts a second image alike).
         image: [B, C, H, W], any float dtype, range and device.
         plan: made for H x W.
         scale: output pixels per input pixel, >= 1.

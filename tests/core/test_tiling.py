@@ -198,7 +198,7 @@ def test_works_under_inference_mode():
         ((100, 100, 64, -1), "overlap_px: expected 0 <= overlap_px"),
         ((100, 100, 0, 0), "tile_px: expected an integer >= 1, got 0"),
         ((0, 100, 64, 8), "height: expected an integer >= 1, got 0"),
-        ((100, 96, 64, 8, 16), "height: expected a multiple of 16, got 100; pad the image"),
+        ((100, 96, 64, 8, 16), "height: expected a multiple of 16, got 100; use images.pad_to_multiple"),
         ((96, 96, 24, 17, 16), "overlap_px: expected less than tile_px after rounding both to multiples of 16"),
     ],
 )
