@@ -7,6 +7,7 @@ Assumed: ground truth fits in memory when `data.cache_images` is on; the model t
 """
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from ...core.backbones.pixel import PixelBackbone
 from ...core.images import crop_border, from_model_range, quantize_8bit, rgb_to_y, to_model_range
 from ...core.records import LossTerms
 from ...core.resize import bicubic
-from ...core.weights import load_into, load_state_dict, save_weights
+from ...core.weights import find_model, load_into, load_state_dict, save_weights
 from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, empty_table, positive, to_mapping
 from ..data import PairData
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
@@ -34,7 +35,7 @@ class ModelConfig:
     architecture: str = "lite"  # of backbone "network": a name in core.networks.compact.NETWORKS
     scale: int = 4
     options: dict[str, Any] = field(default_factory=empty_table)  # keyword arguments of the network
-    init: str = ""  # weight file to start from; empty: random
+    init: str = ""  # bundled model or weight file to start from; empty: random
     save_dtype: Literal["fp32", "fp16"] = "fp32"  # of the final weight file
 
 
@@ -81,7 +82,7 @@ def build_model(config: FidelityConfig) -> AnyBackbone:
     else:
         backbone = network_backbone.build(model.architecture, {"scale": model.scale, **model.options}, config.name, config.licence)
     if model.init:
-        state = {name: tensor.float() for name, tensor in load_state_dict(model.init).items()}
+        state = {name: tensor.float() for name, tensor in load_state_dict(find_model(model.init)).items()}
         load_into(dict(backbone.modules())["network"], state, model.init)
     return backbone
 
@@ -120,15 +121,16 @@ def train(config: FidelityConfig, folder: str | Path, hooks: Hooks | None = None
         loop = Loop(config, config.run, {"network": Trained(network, config.optimizer, config.schedule)}, folder, hooks, resume)
         data = PairData(config.data, config.model.scale, config.run.seed, loop.samples_per_step)
 
-        for _ in loop.steps():
-            for _ in range(config.run.accumulation_steps):
-                batch = data.batch(loop.first_index(), config.run.batch_size).to(loop.device)
-                with loop.autocast():
-                    sr = forward(backbone, loop.live["network"], batch.lq, config.model.scale)
-                loop.backward("network", LossTerms({"l1": l1_loss(sr, batch.gt)}), batch.names)
-            loop.update("network")
-            if loop.is_main and data.held_out and loop.is_due(config.run.validate_every):
-                loop.note(psnr_y=validate(backbone, loop.averaged("network"), data, config, loop.device))
+        with closing(loop.steps()) as steps:  # closing: an error below reaches the loop at once, which keeps what is done
+            for _ in steps:
+                for _ in range(config.run.accumulation_steps):
+                    batch = data.batch(loop.first_index(), config.run.batch_size).to(loop.device)
+                    with loop.autocast():
+                        sr = forward(backbone, loop.live["network"], batch.lq, config.model.scale)
+                    loop.backward("network", LossTerms({"l1": l1_loss(sr, batch.gt)}), batch.names)
+                loop.update("network")
+                if loop.is_main and data.held_out and loop.is_due(config.run.validate_every):
+                    loop.note(psnr_y=validate(backbone, loop.averaged("network"), data, config, loop.device))
 
         loop.finish()
         result = loop.averaged("network")

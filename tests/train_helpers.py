@@ -1,0 +1,36 @@
+"""Small pictures and configs for training tests."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from reference.formula import U
+
+from alignsr.train.recipes import load_config
+
+
+def make_pictures(folder: Path, count: int = 3, side: int = 48) -> Path:
+    """`count` smooth colour pictures with an edge each, from the reference formula."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        coarse = (U(f"train/{i}", 6, 6, 3).numpy() * 255).astype(np.uint8)
+        Image.fromarray(coarse).resize((side + 4 * i, side), Image.Resampling.BICUBIC).save(folder / f"picture_{i}.png")
+    return folder
+
+
+def tiny(name: str, data: Path, **sets: Any) -> Any:
+    """A tiny published config on the pictures in `data`; dots in keys are written as double underscores."""
+    items = [f'data.folders=["{data.as_posix()}"]', *(f"{key.replace('__', '.')}={toml(value)}" for key, value in sets.items())]
+    return load_config(name, items)[1]
+
+
+def toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k} = {toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
