@@ -105,7 +105,7 @@ class Table:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
     def to_csv(self) -> str:
-        """Header, a line per image, a last line "mean"; an absent score is an empty field. Missing metrics keep their empty column."""
+        """Header, a line per image, a last line "mean"; an absent score is an empty field, a missing metric an empty column."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["name", *self.metrics])
