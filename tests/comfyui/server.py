@@ -1,7 +1,7 @@
 """A real ComfyUI as a child process, and a client that talks to it as the page does.
 
-COMFYUI_PATH names the checkout, COMFYUI_PYTHON the interpreter with ComfyUI's requirements (this one if not given). Everything that
-the server writes lies in a temporary base folder; the checkout stays clean.
+COMFYUI_PATH names the checkout, COMFYUI_PYTHON the interpreter with ComfyUI's requirements (this one if not given). All that the
+server writes lies in a temporary base folder; the checkout stays clean.
 """
 
 import json
@@ -33,7 +33,7 @@ PACK = "Align-SR"  # a hyphen, and not our name: users may clone into any folder
 END = ("execution_success", "execution_error", "execution_interrupted")
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4
 TROUBLE = re.compile(
-    r"Traceback \(most recent call last\)|IMPORT FAILED|Cannot import|^Skip .* module|\b(ERROR|WARNING)\b|(Error|Warning|Exception)\b"
+    r"Traceback \(most recent|IMPORT FAILED|Cannot import|^Skip .* module|\b(ERROR|WARNING)\b|(Error|Warning|Exception)\b"
 )
 # what ComfyUI 0.8.0 itself says on a machine without torchaudio, without CUDA, or with newer packages than its own
 NOT_OURS = re.compile(r"torchaudio|comfy_extras|comfy_kitchen|nodes_(lt_)?audio|missing dependencies|pip install -r", re.I)
