@@ -1,4 +1,4 @@
-"""Our own metrics: hand-worked numbers, scikit-image, the official golden numbers, the published bicubic figures; facts of every metric."""
+"""Our own metrics: hand-worked numbers, scikit-image, golden numbers, the published bicubic figures; facts of every metric."""
 
 import json
 import math
@@ -45,7 +45,9 @@ def our(name: str, sr: Tensor, gt: Tensor, crop: int) -> float:
 def test_one_grey_level_apart() -> None:
     grey = torch.full((1, 3, 16, 16), 128 / 255)
     assert psnr(grey + 1 / 255, grey, crop=4).item() == pytest.approx(49.4489, abs=5e-5)
-    assert psnr(grey + 1 / 255, grey, crop=4, channel="rgb").item() == pytest.approx(10 * math.log10(1 / (1 / 255**2 + 1e-8)), abs=1e-9)
+    assert psnr(grey + 1 / 255, grey, crop=4, channel="rgb").item() == pytest.approx(
+        10 * math.log10(1 / (1 / 255**2 + 1e-8)), abs=1e-9
+    )
 
 
 def test_luma_of_middle_grey() -> None:
@@ -94,7 +96,13 @@ def test_agrees_with_scikit_image(name: str) -> None:
         assert our(name, sr, gt, crop=4) == pytest.approx(theirs, abs=1e-3)  # our eps
     else:
         theirs = structural_similarity(
-            a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=-1 if a.ndim == 3 else None
+            a,
+            b,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            data_range=1,
+            channel_axis=-1 if a.ndim == 3 else None,
         )
         assert our(name, sr, gt, crop=4) == pytest.approx(theirs, abs=1e-10)
 
@@ -102,7 +110,9 @@ def test_agrees_with_scikit_image(name: str) -> None:
 @pytest.mark.parametrize("name", list(GOLDEN["synthetic"]))
 def test_frozen_numbers_of_formula_images(name: str) -> None:
     gt = picture()
-    assert our(name, gt + 0.04 * noise(), gt, crop=4) == pytest.approx(GOLDEN["synthetic"][name], abs=1e-3 if "psnr" in name else 1e-6)
+    assert our(name, gt + 0.04 * noise(), gt, crop=4) == pytest.approx(
+        GOLDEN["synthetic"][name], abs=1e-3 if "psnr" in name else 1e-6
+    )
 
 
 @needs_data
@@ -180,7 +190,9 @@ def test_grey_counts_as_rgb_and_alpha_is_left_out() -> None:
     rgb = psnr(sr.expand(-1, 3, -1, -1), gt.expand(-1, 3, -1, -1), crop=4)
     assert torch.equal(psnr(sr, gt, crop=4), rgb)
     assert torch.equal(psnr(sr, gt.expand(-1, 3, -1, -1), crop=4), rgb)
-    with_alpha = torch.cat([gt.expand(-1, 3, -1, -1), torch.rand(1, 1, 40, 52, generator=torch.Generator().manual_seed(0))], dim=1)
+    with_alpha = torch.cat(
+        [gt.expand(-1, 3, -1, -1), torch.rand(1, 1, 40, 52, generator=torch.Generator().manual_seed(0))], dim=1
+    )
     assert torch.equal(psnr(sr, with_alpha, crop=4), rgb)
 
 

@@ -1,4 +1,4 @@
-"""The hybrid reward: range, invariances, equal halves, ties, candidates that drop out (DP2O-SR specification 2.2, checks 1 to 3)."""
+"""The hybrid reward: range, invariances, equal halves, ties, candidates that drop out (DP2O-SR 2.2, checks 1 to 3)."""
 
 import math
 

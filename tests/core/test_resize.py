@@ -1,4 +1,4 @@
-"""MATLAB's imresize in both forms against the official numbers, the benchmark files and hand-derived weights; antialiased bicubic."""
+"""imresize of MATLAB in both forms: official numbers, benchmark files, hand-derived weights; antialiased bicubic."""
 
 import json
 from pathlib import Path
@@ -89,7 +89,9 @@ def test_constant_stays_constant(scale: float) -> None:
     assert imresize_uint8(grey, scale).unique().tolist() == [77]
 
 
-@pytest.mark.parametrize(("length", "scale", "expected"), [(17, 1 / 4, 5), (16, 1 / 4, 4), (37, 1 / 3, 13), (37, 3, 111), (3, 0.1, 1)])
+@pytest.mark.parametrize(
+    ("length", "scale", "expected"), [(17, 1 / 4, 5), (16, 1 / 4, 4), (37, 1 / 3, 13), (37, 3, 111), (3, 0.1, 1)]
+)
 def test_output_size_is_rounded_up(length: int, scale: float, expected: int) -> None:
     assert imresize(torch.zeros(1, 1, length, length), scale).shape[-2:] == (expected, expected)
     assert imresize_uint8(torch.zeros(length, length, dtype=torch.uint8), scale).shape == (expected, expected)
