@@ -2,14 +2,15 @@
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..checks import did_you_mean
+from ..checks import check_finite, check_image, check_same_shape, did_you_mean
 from ..images import crop_border, quantize_8bit, rgb_to_y, to_rgb
 from .adapter import LearnedMetric
-from .distortion import lr_psnr, psnr, ssim
+from .distortion import Channel, lr_psnr, psnr, ssim
 from .files import missing_files
 from .learned import LEARNED
 from .ranking import reward
@@ -76,10 +77,10 @@ def available(name: str) -> list[str]:
 
 
 def _crop(spec: MetricSpec, crop: int | None, scale: int | None) -> int:
-    if crop is not None:
-        return crop
     if spec.crop == "none":
         return 0
+    if crop is not None:
+        return crop
     if scale is None:
         raise ValueError(
             f"scale: expected the upscale factor (the border that {spec.name} leaves out), got None; pass scale or crop"
@@ -87,12 +88,49 @@ def _crop(spec: MetricSpec, crop: int | None, scale: int | None) -> int:
     return scale
 
 
-def _lsd(sr: Tensor, gt: Tensor, crop: int, quantize: bool) -> Tensor:
+@dataclass(frozen=True)
+class _Images:
+    """What one of our own metrics may look at; whoever calls has checked that the needed ones are there."""
+
+    sr: Tensor
+    gt: Tensor | None
+    lq: Tensor | None
+    scale: int | None
+    crop: int
+    quantize: bool
+
+
+def _pairwise(metric: Callable[..., Tensor], channel: Channel) -> Callable[[_Images], Tensor]:
+    return lambda x: metric(x.sr, x.gt, crop=x.crop, channel=channel, quantize=x.quantize)
+
+
+def _lr_psnr(x: _Images) -> Tensor:
+    assert x.lq is not None
+    return lr_psnr(x.sr, x.lq, scale=x.scale or max(1, x.sr.shape[-2] // x.lq.shape[-2]), quantize=x.quantize)
+
+
+def _lsd(x: _Images) -> Tensor:
     from ..spectral import log_spectral_distance
 
-    pair = [to_rgb(image).double() for image in (sr, gt)]
-    pair = [rgb_to_y(crop_border(quantize_8bit(image) if quantize else image, crop)) for image in pair]
-    return log_spectral_distance(pair[0], pair[1])
+    assert x.gt is not None
+    sr, gt = (_luma(image, name, x) for image, name in ((x.sr, "sr"), (x.gt, "gt")))
+    check_same_shape(sr, gt, "sr", "gt")
+    return log_spectral_distance(sr, gt)
+
+
+def _luma(image: Tensor, name: str, x: _Images) -> Tensor:
+    rgb = to_rgb(check_finite(check_image(image, name), name)).double()
+    return rgb_to_y(crop_border(quantize_8bit(rgb) if x.quantize else rgb, x.crop))
+
+
+_OWN: dict[str, Callable[[_Images], Tensor]] = {
+    "psnr_y": _pairwise(psnr, "y"),
+    "psnr_rgb": _pairwise(psnr, "rgb"),
+    "ssim_y": _pairwise(ssim, "y"),
+    "ssim_rgb": _pairwise(ssim, "rgb"),
+    "lr_psnr": _lr_psnr,
+    "lsd": _lsd,
+}
 
 
 class Scorer:
@@ -131,21 +169,10 @@ class Scorer:
             raise ValueError(f"gt: expected a reference image for {spec.name}, got None; pass gt or choose a no-reference metric")
         if self._learned is not None:
             return self._learned(sr, gt, quantize=quantize)
+        if spec.needs_input and lq is None:
+            raise ValueError(f"lq: expected the low-resolution input for {spec.name}, got None; pass lq")
         with torch.no_grad():
-            return self._own(sr, gt, lq, scale, _crop(spec, crop, scale), quantize).double().cpu()
-
-    def _own(self, sr: Tensor, gt: Tensor | None, lq: Tensor | None, scale: int | None, crop: int, quantize: bool) -> Tensor:
-        spec = self.spec
-        if spec.name == "lr_psnr":
-            if lq is None:
-                raise ValueError("lq: expected the low-resolution input for lr_psnr, got None; pass lq")
-            return lr_psnr(sr, lq, scale=scale or sr.shape[-2] // lq.shape[-2], channel=spec.channel, quantize=quantize)
-        assert gt is not None  # checked by the caller
-        if spec.name.startswith("psnr"):
-            return psnr(sr, gt, crop=crop, channel=spec.channel, quantize=quantize)
-        if spec.name.startswith("ssim"):
-            return ssim(sr, gt, crop=crop, channel=spec.channel, quantize=quantize)
-        return _lsd(sr, gt, crop, quantize)
+            return _OWN[spec.name](_Images(sr, gt, lq, scale, _crop(spec, crop, scale), quantize)).double().cpu()
 
 
 def score(
@@ -167,7 +194,7 @@ def score(
         gt: reference of the same size, for metrics with `needs_reference`.
         lq: low-resolution input, for metrics with `needs_input`.
         scale: upscale factor; metrics with crop "scale" leave out a border that wide.
-        crop: border in pixels instead of `scale`.
+        crop: border in pixels instead of `scale`, for the same metrics; the others see whole images.
         quantize: round images to 8 bit first, the form in which published scores are computed.
         device: where learned metrics run.
 

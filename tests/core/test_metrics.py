@@ -172,6 +172,14 @@ def test_log_spectral_distance_of_a_halved_picture() -> None:
     assert score("lsd", gt, gt).item() == 0.0
 
 
+def test_metrics_of_whole_images_ignore_the_crop() -> None:
+    gt = picture(64, 64)
+    sr = gt.clone()
+    sr[..., :4] = 0
+    assert torch.equal(score("lsd", sr, gt, crop=4), score("lsd", sr, gt))
+    assert score("lsd", sr, gt, crop=4) > 0
+
+
 def test_lr_psnr_asks_whether_the_input_is_explained() -> None:
     gt = picture(64, 64)
     lq = quantize_8bit(imresize(gt, 1 / 4))
