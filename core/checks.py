@@ -33,7 +33,9 @@ def check_image(x: Tensor, name: str, channels: tuple[int, ...] = (1, 3, 4)) -> 
     if not x.is_floating_point():
         raise TypeError(f"{name}: expected {wanted}, got {describe(x)}; divide 8-bit images by 255")
     if x.shape[1] not in channels:
-        hint = "looks channels-last, use images.bhwc_to_bchw" if x.shape[3] in channels else "convert it to grey, RGB or RGBA first"
+        hint = (
+            "looks channels-last, use images.bhwc_to_bchw" if x.shape[3] in channels else "convert it to grey, RGB or RGBA first"
+        )
         raise ValueError(f"{name}: expected {wanted}, got {describe(x)}; {hint}")
     if 0 in x.shape:
         raise ValueError(f"{name}: expected at least one image of at least 1x1 pixels, got {describe(x)}; drop empty images")
@@ -43,7 +45,9 @@ def check_image(x: Tensor, name: str, channels: tuple[int, ...] = (1, 3, 4)) -> 
 def check_same_shape(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:
     """Raise ValueError unless both tensors have the same shape."""
     if a.shape != b.shape:
-        raise ValueError(f"{name_a}: expected the shape of {name_b} {tuple(b.shape)}, got {tuple(a.shape)}; crop or resize one of them")
+        raise ValueError(
+            f"{name_a}: expected the shape of {name_b} {tuple(b.shape)}, got {tuple(a.shape)}; crop or resize one of them"
+        )
 
 
 def check_finite(x: Tensor, name: str) -> Tensor:
@@ -52,7 +56,9 @@ def check_finite(x: Tensor, name: str) -> Tensor:
     if not bool(finite.all()):
         bad = int((~finite).sum())
         sample = int((~finite).flatten(1).any(1).nonzero()[0]) if x.ndim > 1 else int((~finite).nonzero()[0])
-        raise ValueError(f"{name}: expected finite values, got {bad} NaN or infinite ones (first in sample {sample}); repair the input")
+        raise ValueError(
+            f"{name}: expected finite values, got {bad} NaN or infinite ones (first in sample {sample}); repair the input"
+        )
     return x
 
 

@@ -41,7 +41,9 @@ class ImageFile:
 
 def list_images(folder: str | Path) -> list[Path]:
     """All image files below a folder, sorted by path; hidden files are left out."""
-    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith("."))
+    return sorted(
+        p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith(".")
+    )
 
 
 def read_image(path: str | Path) -> ImageFile:
@@ -63,7 +65,8 @@ def read_image(path: str | Path) -> ImageFile:
                 width, height = opened.size
                 if width * height > MAX_PIXELS:
                     raise ImageFileError(
-                        f"{path}: expected fewer than {MAX_PIXELS + 1} pixels, the header says {width}x{height}; cut the picture into parts"
+                        f"{path}: expected fewer than {MAX_PIXELS + 1} pixels, the header says {width}x{height}; "
+                        "cut the picture into parts"
                     )
                 icc = cast("bytes | None", opened.info.get("icc_profile"))
                 opened.load()
@@ -71,9 +74,13 @@ def read_image(path: str | Path) -> ImageFile:
                 exif = turned.getexif().tobytes() or None
                 array, depth = _to_array(turned)
     except UnidentifiedImageError as error:
-        raise ImageFileError(f"{path}: expected an image, got a file of another kind; supported are {', '.join(SUFFIXES)}") from error
+        raise ImageFileError(
+            f"{path}: expected an image, got a file of another kind; supported are {', '.join(SUFFIXES)}"
+        ) from error
     except Image.DecompressionBombError as error:
-        raise ImageFileError(f"{path}: expected fewer than {MAX_PIXELS + 1} pixels, the header claims more; cut the picture into parts") from error
+        raise ImageFileError(
+            f"{path}: expected fewer than {MAX_PIXELS + 1} pixels, the header claims more; cut the picture into parts"
+        ) from error
     except (OSError, SyntaxError, EOFError, ValueError) as error:
         if isinstance(error, ImageFileError):
             raise
@@ -130,7 +137,9 @@ def write_image(path: str | Path, pixels: Tensor, like: ImageFile | None = None,
         raise ValueError(f"path: expected one of {', '.join(SUFFIXES)}, got {path.name}; choose another suffix")
     check_image(pixels, "pixels")
     if pixels.shape[1] == 4 and kind in ("JPEG", "BMP"):
-        raise ValueError(f"path: expected a format with transparency for a picture with alpha, got {path.suffix}; use .png or .webp")
+        raise ValueError(
+            f"path: expected a format with transparency for a picture with alpha, got {path.suffix}; use .png or .webp"
+        )
     options: dict[str, Any] = {}
     if like is not None and like.icc:
         options["icc_profile"] = like.icc
@@ -151,7 +160,9 @@ def write_image(path: str | Path, pixels: Tensor, like: ImageFile | None = None,
 
 
 def _write_16bit(path: Path, pixels: Tensor, kind: str, options: dict[str, Any]) -> Path:
-    values = (pixels[0].detach().double().clamp(0, 1) * 65535).round().to(torch.int32).movedim(0, -1).cpu().numpy().astype(np.uint16)
+    values = (
+        (pixels[0].detach().double().clamp(0, 1) * 65535).round().to(torch.int32).movedim(0, -1).cpu().numpy().astype(np.uint16)
+    )
 
     def write(temporary: Path) -> None:
         if values.shape[2] == 1:
@@ -167,8 +178,8 @@ def _write_16bit_colour(path: Path, values: Any, kind: str, options: dict[str, A
     if kind == "TIFF":
         import tifffile
 
-        extra = {"extrasamples": ["unassalpha"]} if values.shape[2] == 4 else {}
-        tifffile.imwrite(path, values, photometric="rgb", iccprofile=options.get("icc_profile"), **extra)
+        alpha = ("unassalpha",) if values.shape[2] == 4 else None
+        tifffile.imwrite(path, values, photometric="rgb", iccprofile=options.get("icc_profile"), extrasamples=alpha)
         return
     import struct
     import zlib

@@ -16,7 +16,7 @@ def bicubic(x: Tensor, size: tuple[int, int], *, antialias: bool = True) -> Tens
     Args:
         x: [B, C, H, W] float; any range. Not clamped: bicubic overshoots at edges.
         size: (height, width) of the result.
-        antialias: widen the kernel when shrinking. Without it this is the plain interpolation that the released StrSR scripts use.
+        antialias: widen the kernel when shrinking. Without it this is the plain interpolation of the released StrSR scripts.
 
     Returns:
         [B, C, height, width], dtype of the input.
@@ -79,7 +79,7 @@ def _sizes(x: Tensor, scale: float, size: tuple[int, int] | None) -> tuple[int, 
 
 
 def imresize(x: Tensor, scale: float, size: tuple[int, int] | None = None) -> Tensor:
-    """MATLAB's `imresize(x, scale, 'bicubic')` on doubles: antialiased, borders mirrored, rows before columns, nothing rounded or clamped.
+    """MATLAB's `imresize(x, scale, 'bicubic')` on doubles: antialiased, mirrored borders, rows first, nothing rounded or clamped.
 
     Args:
         x: [B, C, H, W] float; computed in float64, returned in the input's dtype. Differentiable.
@@ -100,7 +100,7 @@ def imresize(x: Tensor, scale: float, size: tuple[int, int] | None = None) -> Te
 
 
 def imresize_uint8(x: Tensor, scale: float) -> Tensor:
-    """MATLAB's `imresize` on 8-bit images: borders replicated, the result rounded to 8 bits after each of the two passes, rows first.
+    """MATLAB's `imresize` on 8-bit images: replicated borders, rounded to 8 bits after each of the two passes, rows first.
 
     Reproduces the low-resolution files of the public benchmarks (Set5, Set14) without a single different value.
 
@@ -124,7 +124,8 @@ def imresize_uint8(x: Tensor, scale: float) -> Tensor:
     columns = _matrix(x.shape[-1], width, scale, "replicate")
 
     def to_8bit(values: Tensor) -> Tensor:
-        # floor(v + 0.5) is MATLAB's rounding for non-negative values; the small shift keeps exact halves from falling below by float noise
+        # floor(v + 0.5) is MATLAB's rounding for non-negative values; the small shift keeps exact halves from falling below
+        # by float noise
         return torch.floor(values + (0.5 + 1e-9)).clamp(0, 255)
 
     return to_8bit(to_8bit(rows @ x.double()) @ columns.T).to(torch.uint8)

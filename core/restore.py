@@ -118,15 +118,15 @@ def restore(
 
     def run(fn: Callable[[Tensor, Any], Tensor], image: Tensor, factor: int, multiple: int) -> tuple[Tensor, int]:
         padded, (height, width) = pad_to_multiple(image, multiple)
-        tiles = plan(*padded.shape[-2:], tile, overlap, multiple)
+        tiles = plan(padded.shape[-2], padded.shape[-1], tile, overlap, multiple)
 
         def checked(part: Tensor, boxes: Any) -> Tensor:
             result = fn(part.to(like.device, like.dtype), boxes).to(image.device, torch.float32)
             if not bool(torch.isfinite(result).all()):
                 box = boxes[int((~torch.isfinite(result)).flatten(1).any(1).nonzero()[0])]
                 raise FloatingPointError(
-                    f"sr: {spec.name} produced NaN or infinity in the tile at row {box.top}, column {box.left} of sample {box.sample} "
-                    f"({like.dtype}); use another precision"
+                    f"sr: {spec.name} produced NaN or infinity in the tile at row {box.top}, column {box.left} "
+                    f"of sample {box.sample} ({like.dtype}); use another precision"
                 )
             return result
 

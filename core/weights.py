@@ -1,4 +1,4 @@
-"""Safetensors in and out, exact key reports, and where models are looked for. The only file of the core that reads or writes weights."""
+"""Safetensors in and out, exact key reports, and where models are looked for: the core's only reader and writer of weights."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]  # its path type is generic
 from torch import Tensor, nn
 
 ASSETS = Path(__file__).parent / "assets"
@@ -69,7 +69,9 @@ def save_weights(path: str | Path, tensors: Mapping[str, Tensor], info: Mapping[
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"path: expected a name ending in .safetensors, got {path.name}; weights are written as safetensors only")
+        raise ValueError(
+            f"path: expected a name ending in .safetensors, got {path.name}; weights are written as safetensors only"
+        )
     cpu = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     metadata = {"format": "pt"} | ({METADATA_KEY: json.dumps(dict(info), sort_keys=True)} if info is not None else {})
 
@@ -107,7 +109,8 @@ def _open(path: Path) -> Any:
     except (SafetensorError, OSError) as error:
         size = path.stat().st_size
         raise WeightsError(
-            f"{path}: expected a safetensors file, got {size} bytes that are not one ({error}); the file is damaged or incomplete, get it again"
+            f"{path}: expected a safetensors file, got {size} bytes that are not one ({error}); "
+            "the file is damaged or incomplete, get it again"
         ) from error
 
 
@@ -132,7 +135,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"weights: expected a file at {path}, found none; check the path")
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  # torch raises many kinds for damaged or unsafe pickles; all mean the same here
+    except Exception as error:  # torch raises many kinds for damaged or unsafe pickles; all mean the same here
         raise WeightsError(
             f"{path}: expected a checkpoint of plain tensors, got something that weights_only=True refuses "
             f"({type(error).__name__}); the file is damaged or would run code when loaded, get a safetensors version"
@@ -205,6 +208,6 @@ def find_model(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
                 return candidate
     places = ", ".join(map(str, searched)) or "no model folder"
     raise MissingModelError(
-        f"model: expected a file path, a bundled model ({', '.join(bundled) or 'none'}) or a file in {places}, found no {str(name)!r}; "
-        "put the weight file there or pass its path"
+        f"model: expected a file path, a bundled model ({', '.join(bundled) or 'none'}) or a file in {places}, "
+        f"found no {str(name)!r}; put the weight file there or pass its path"
     )

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from reference.formula import U
 
 from alignsr.train.recipes import load_config
+from reference.formula import U
 
 
 def make_pictures(folder: Path, count: int = 3, side: int = 48) -> Path:

@@ -108,7 +108,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{where}: expected one of {', '.join(map(repr, args))}, got {value!r}; {did_you_mean(str(value), [str(a) for a in args])}")
+            raise ConfigError(
+                f"{where}: expected one of {', '.join(map(repr, args))}, got {value!r}; "
+                f"{did_you_mean(str(value), [str(a) for a in args])}"
+            )
         return value
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
@@ -129,7 +132,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if hint is Any or type(value) is hint:
         return value
-    raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {type(value).__name__} {value!r}; change the value's type")
+    raise ConfigError(
+        f"{where}: expected {getattr(hint, '__name__', hint)}, got {type(value).__name__} {value!r}; change the value's type"
+    )
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -143,7 +148,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
-        raise ConfigError(f"config: expected a TOML file at {path}, found none; the published ones are {', '.join(published()) or 'missing'}")
+        raise ConfigError(
+            f"config: expected a TOML file at {path}, found none; the published ones are {', '.join(published()) or 'missing'}"
+        )
     if path.resolve() in seen:
         raise ConfigError(f"{path}: `base` leads back to itself; remove one of them")
     try:

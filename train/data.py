@@ -1,4 +1,7 @@
-"""Files and folders -> PairBatch. Every sample is a pure function of (seed, sample index), so order, workers and resuming cannot change it."""
+"""Files and folders -> PairBatch.
+
+Every sample is a pure function of (seed, sample index), so order, workers and resuming cannot change it.
+"""
 
 import random
 from collections.abc import Sequence
@@ -98,7 +101,9 @@ def find_files(config: DataConfig) -> tuple[list[Path], list[Path]]:
     for folder in config.folders:
         path = Path(folder).expanduser()
         if not path.is_dir():
-            raise DataError(f"data.folders: expected a folder of images at {path}, found none; pass --set 'data.folders=[\"DIR\"]'")
+            raise DataError(
+                f"data.folders: expected a folder of images at {path}, found none; pass --set 'data.folders=[\"DIR\"]'"
+            )
         found = list_images(path)
         if not found:
             raise DataError(f"data.folders: expected images in {path}, found none; choose another folder")
@@ -110,13 +115,13 @@ def find_files(config: DataConfig) -> tuple[list[Path], list[Path]]:
 
 
 class PairData:
-    """Training pairs: `batch(first_index, size)` gives samples first_index .. first_index + size - 1 of an endless, fixed sequence.
+    """Training pairs: `batch(first_index, size)` gives `size` samples of an endless, fixed sequence from first_index on.
 
     Args:
         config: where files are and how they are degraded.
         scale: upscaling factor.
         seed: of the sequence.
-        samples_per_step: samples that one optimiser step uses over all processes; the pool of degraded pairs slides once per step.
+        samples_per_step: samples of one optimiser step over all processes; the pool of degraded pairs slides once per step.
 
     Raises:
         DataError: see `find_files`; also a patch that is not a multiple of the scale, or a picture smaller than the patch.
@@ -154,13 +159,15 @@ class PairData:
                 gt, lq = self.store.pair(index) if need_pair else (self.store.image(index), None)
             except (OSError, ValueError) as error:
                 if self.config.on_error == "stop":
-                    raise DataError(f"{path}: not readable as an image ({error}); remove it or set data.on_error = \"skip\"") from error
+                    raise DataError(
+                        f'{path}: not readable as an image ({error}); remove it or set data.on_error = "skip"'
+                    ) from error
                 continue
             if min(gt.shape[-2:]) < self.config.gt_patch_px:
                 if self.config.on_error == "stop":
                     raise DataError(
                         f"{path}: expected sides of at least {self.config.gt_patch_px} px, got {gt.shape[-2]}x{gt.shape[-1]}; "
-                        "lower data.gt_patch_px, remove it or set data.on_error = \"skip\""
+                        'lower data.gt_patch_px, remove it or set data.on_error = "skip"'
                     )
                 continue
             return gt, lq, path.name

@@ -125,20 +125,24 @@ class Loop:
         parts: name -> what is trained.
         folder: the run folder; made here.
         hooks: the host.
-        resume: continue from the newest checkpoint in `folder` when there is one; without it a folder with checkpoints is refused.
+        resume: continue from the newest checkpoint in `folder` if any; without it a folder with checkpoints is refused.
 
     Raises:
         FileExistsError: checkpoints exist and resume is False.
         WeightsError: the checkpoint belongs to another config.
     """
 
-    def __init__(self, config: Any, run: RunConfig, parts: Mapping[str, Trained], folder: Path, hooks: Hooks, resume: bool = False) -> None:
+    def __init__(
+        self, config: Any, run: RunConfig, parts: Mapping[str, Trained], folder: Path, hooks: Hooks, resume: bool = False
+    ) -> None:
         from ..core.compat import import_accelerate
 
         self.config, self.run, self.parts, self.folder, self.hooks = config, run, dict(parts), folder, hooks
         self.hash = config_hash(config)
         if checkpoints(folder) and not resume:
-            raise FileExistsError(f"{folder}: expected a new run folder, got one with checkpoints; pass --resume or another --out")
+            raise FileExistsError(
+                f"{folder}: expected a new run folder, got one with checkpoints; pass --resume or another --out"
+            )
         if run.num_threads:
             torch.set_num_threads(run.num_threads)
         # precision is ours (torch.autocast): accelerate keeps one global setting per process, and a server trains more than once
@@ -147,9 +151,12 @@ class Loop:
         self.is_main: bool = self.accelerator.is_main_process
         for part in self.parts.values():
             part.module.to(self.device)
-        self.averages = {name: make_average(part.module, run.ema_decay) for name, part in self.parts.items()} if run.ema_decay else {}
+        self.averages = (
+            {name: make_average(part.module, run.ema_decay) for name, part in self.parts.items()} if run.ema_decay else {}
+        )
         self.optimizers = {
-            name: make_optimizer([p for p in part.module.parameters() if p.requires_grad], part.optimizer) for name, part in self.parts.items()
+            name: make_optimizer([p for p in part.module.parameters() if p.requires_grad], part.optimizer)
+            for name, part in self.parts.items()
         }
         self.state = TrainState({name: part.module for name, part in self.parts.items()}, dict(self.averages), self.optimizers)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=run.precision == "fp16")
@@ -226,7 +233,9 @@ class Loop:
         with nullcontext() if last else self.accelerator.no_sync(self.live[name]):
             self.scaler.scale(total / self.run.accumulation_steps).backward()
         if not last and self.hooks.should_stop():
-            raise Stopped(f"stopped inside step {self.state.step + 1} of {self.run.steps}; finished steps are kept, continue with --resume")
+            raise Stopped(
+                f"stopped inside step {self.state.step + 1} of {self.run.steps}; finished steps are kept, continue with --resume"
+            )
 
     def update(self, name: str) -> None:
         """Clip, step and average part `name`."""
@@ -235,7 +244,9 @@ class Loop:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, part.optimizer.max_grad_norm or math.inf)
         if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
-            raise NonFiniteError(f"step {self.state.step + 1}: the gradient of {name} is not finite (norm {float(norm)}); lower the learning rate")
+            raise NonFiniteError(
+                f"step {self.state.step + 1}: the gradient of {name} is not finite (norm {float(norm)}); lower the learning rate"
+            )
         self._sums["grad_norm" if len(self.parts) == 1 else f"{name}/grad_norm"] = float(norm)
         self.scaler.step(optimizer)
         self.scaler.update()
@@ -273,8 +284,12 @@ class Loop:
         """The loss curve so far as a PIL image."""
         from ..core.pictures import curves
 
-        keys = [key for key in (self.logs[-1] if self.logs else {}) if key not in ("step", "seconds", "learning_rate", "grad_norm")]
-        series = {key: [(entry["step"], entry[key]) for entry in self.logs if key in entry] for key in dict.fromkeys(["loss", *keys])}
+        keys = [
+            key for key in (self.logs[-1] if self.logs else {}) if key not in ("step", "seconds", "learning_rate", "grad_norm")
+        ]
+        series = {
+            key: [(entry["step"], entry[key]) for entry in self.logs if key in entry] for key in dict.fromkeys(["loss", *keys])
+        }
         return curves({key: points for key, points in series.items() if points}, x_label="step", title=self.folder.name)
 
     def finish(self) -> None:
@@ -287,7 +302,12 @@ class Loop:
         done = self.state.step
         seconds = self._elapsed + time.monotonic() - self._started
         first = next(iter(self.optimizers.values()))
-        entry = {"step": float(done), **self._sums, "learning_rate": float(first.param_groups[0]["lr"]), "seconds": round(seconds, 2)}
+        entry = {
+            "step": float(done),
+            **self._sums,
+            "learning_rate": float(first.param_groups[0]["lr"]),
+            "seconds": round(seconds, 2),
+        }
         if done % self.run.log_every == 0 or done in (1, self.run.steps) or self._noted:
             self.logs.append(entry)
         if self.is_main:
@@ -313,7 +333,8 @@ class Loop:
         if not bool(finite.all()):
             bad = [samples[i] for i in (~finite).nonzero().flatten().tolist()[:8]] if values.ndim else list(samples[:8])
             raise NonFiniteError(
-                f"step {self.state.step + 1}: term {term} is not finite for {', '.join(bad)}; look at these samples or lower the learning rate"
+                f"step {self.state.step + 1}: term {term} is not finite for {', '.join(bad)}; "
+                "look at these samples or lower the learning rate"
             )
 
     def _read_logs(self) -> list[dict[str, float]]:

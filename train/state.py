@@ -56,8 +56,15 @@ class TrainState:
         for name, generator in self.generators.items():
             tensors[f"generators/{name}"] = generator.get_state()
         tensors |= _global_generators()
-        info = {"kind": "train_state", "step": self.step, "config_hash": config_hash, "optimizers": layout, "extra": self.extra,
-                "python_random": json.dumps(random.getstate()), "numpy_random": _numpy_state()}
+        info = {
+            "kind": "train_state",
+            "step": self.step,
+            "config_hash": config_hash,
+            "optimizers": layout,
+            "extra": self.extra,
+            "python_random": json.dumps(random.getstate()),
+            "numpy_random": _numpy_state(),
+        }
         path = save_weights(folder / f"{PREFIX}{self.step:08d}.safetensors", tensors, info)
         for old in checkpoints(folder)[:-keep]:
             old.unlink()
@@ -71,7 +78,9 @@ class TrainState:
         """
         info = read_info(path)
         if info.get("kind") != "train_state":
-            raise WeightsError(f"{path}: expected a training checkpoint, got another file; choose one named {PREFIX}*.safetensors")
+            raise WeightsError(
+                f"{path}: expected a training checkpoint, got another file; choose one named {PREFIX}*.safetensors"
+            )
         if info["config_hash"] != config_hash:
             raise WeightsError(
                 f"{path}: expected a checkpoint of config {config_hash}, got one of {info['config_hash']}; "
@@ -114,7 +123,7 @@ def _global_generators() -> dict[str, Tensor]:
 
 
 def _numpy_state() -> dict[str, Any]:
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002  # the global one is what libraries use
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # the global one is what libraries use
     return {"name": name, "keys": keys.tolist(), "position": position, "has_gauss": has_gauss, "gauss": gauss}
 
 
@@ -126,4 +135,6 @@ def _restore_global_generators(tensors: Mapping[str, Tensor], info: Mapping[str,
     version, internal, gauss = json.loads(info["python_random"])
     random.setstate((version, tuple(internal), gauss))
     state = info["numpy_random"]
-    np.random.set_state((state["name"], np.array(state["keys"], np.uint32), state["position"], state["has_gauss"], state["gauss"]))  # noqa: NPY002
+    np.random.set_state(
+        (state["name"], np.array(state["keys"], np.uint32), state["position"], state["has_gauss"], state["gauss"])
+    )

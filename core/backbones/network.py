@@ -92,7 +92,9 @@ def build(architecture: str, options: dict[str, Any], name: str = "network", lic
         ValueError: unknown architecture, or options it does not take.
     """
     if architecture not in NETWORKS:
-        raise ValueError(f"architecture: expected one of ours, got {architecture!r}; {did_you_mean(architecture, list(NETWORKS))}")
+        raise ValueError(
+            f"architecture: expected one of ours, got {architecture!r}; {did_you_mean(architecture, list(NETWORKS))}"
+        )
     try:
         network = NETWORKS[architecture](**options)
     except TypeError as error:
@@ -108,7 +110,9 @@ def load(path: Path, info: dict[str, Any]) -> NetworkBackbone:
     """
     state = load_state_dict(path)
     if info:
-        backbone = build(info["architecture"], info["options"], str(info.get("name", path.stem)), str(info.get("licence", "unknown")))
+        backbone = build(
+            info["architecture"], info["options"], str(info.get("name", path.stem)), str(info.get("licence", "unknown"))
+        )
         load_into(backbone.network, {name: tensor.float() for name, tensor in state.items()}, str(path))
     else:
         backbone = _from_spandrel(path, state)
@@ -124,11 +128,17 @@ def _from_spandrel(path: Path, state: dict[str, Tensor]) -> NetworkBackbone:
         found: Any = spandrel.ModelLoader(device="cpu").load_from_state_dict(state)
     except (spandrel.UnsupportedModelError, RuntimeError, KeyError) as error:
         raise WeightsError(
-            f"{path}: expected a super-resolution network, got weights of an architecture that spandrel does not know or that do not "
-            f"fit ({type(error).__name__}); supported are AlignSR files and spandrel's image-to-image architectures"
+            f"{path}: expected a super-resolution network, got weights of an architecture that spandrel does not know "
+            f"or that do not fit ({type(error).__name__}); supported are AlignSR files and spandrel's image-to-image architectures"
         ) from error
-    if not isinstance(found, spandrel.ImageModelDescriptor) or found.input_channels not in (1, 3) or found.input_channels != found.output_channels:
-        raise WeightsError(f"{path}: expected an RGB or grey super-resolution network, got {found.architecture.name}; choose another file")
+    if (
+        not isinstance(found, spandrel.ImageModelDescriptor)
+        or found.input_channels not in (1, 3)
+        or found.input_channels != found.output_channels
+    ):
+        raise WeightsError(
+            f"{path}: expected an RGB or grey super-resolution network, got {found.architecture.name}; choose another file"
+        )
     sizes = found.size_requirements
     return NetworkBackbone(
         found.model.float(),

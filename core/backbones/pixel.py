@@ -93,7 +93,9 @@ class PixelBackbone:
     def __init__(self, options: dict[str, Any] | None = None, name: str = "pixel", licence: str = "Apache-2.0") -> None:
         unknown = set(options or {}) - set(DEFAULTS)
         if unknown:
-            raise ValueError(f"options: expected {', '.join(sorted(DEFAULTS))}, got {', '.join(sorted(unknown))}; remove the unknown ones")
+            raise ValueError(
+                f"options: expected {', '.join(sorted(DEFAULTS))}, got {', '.join(sorted(unknown))}; remove the unknown ones"
+            )
         self.options = DEFAULTS | (options or {})
         network_options = {key: value for key, value in self.options.items() if key != "start_sigma"}
         self.network = PixelTransformer(**network_options)
@@ -132,7 +134,9 @@ class PixelBackbone:
         check_same_shape(z, z_lq, "z", "z_lq")
         patch = self.spec.size_multiple
         if z.shape[-1] % patch or z.shape[-2] % patch:
-            raise ValueError(f"z: expected sides that are multiples of {patch}, got {tuple(z.shape[-2:])}; use images.pad_to_multiple")
+            raise ValueError(
+                f"z: expected sides that are multiples of {patch}, got {tuple(z.shape[-2:])}; use images.pad_to_multiple"
+            )
         return self.network(z, sigma, z_lq, None if conditioning is None else conditioning.embeddings)
 
     def decode(self, z: Tensor) -> Tensor:

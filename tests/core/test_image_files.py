@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reference.formula import U
 
 from alignsr.core.image_files import ImageFileError, list_images, read_image, to_pil, write_image
+from reference.formula import U
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".bmp", ".tif", ".jpg"])
@@ -48,7 +48,9 @@ def test_sixteen_bits_survive(channels, suffix, tmp_path):
 
         assert np.array_equal(tifffile.imread(first), (values[0].movedim(0, -1) * 65535).round().numpy().astype(np.uint16))
     else:
-        assert np.array_equal(_decode_png16(first.read_bytes()), (values[0].movedim(0, -1) * 65535).round().numpy().astype(np.uint16))
+        assert np.array_equal(
+            _decode_png16(first.read_bytes()), (values[0].movedim(0, -1) * 65535).round().numpy().astype(np.uint16)
+        )
         with Image.open(first) as opened:
             opened.verify()
 
@@ -111,7 +113,12 @@ def test_unusable_files_are_named(tmp_path):
         for tag, body in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))))
     )
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
-    for name, message in (("text.png", "another kind"), ("empty.png", "empty file"), ("cut.bmp", "truncated"), ("bomb.png", "20000x20000|more")):
+    for name, message in (
+        ("text.png", "another kind"),
+        ("empty.png", "empty file"),
+        ("cut.bmp", "truncated"),
+        ("bomb.png", "20000x20000|more"),
+    ):
         with pytest.raises(ImageFileError, match=f"{name}.*({message})"):
             read_image(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="expected a file"):

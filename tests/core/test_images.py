@@ -96,7 +96,7 @@ def test_other_checks_name_the_argument():
     with pytest.raises(ValueError, match=r"sr: expected the shape of gt"):
         check_same_shape(torch.zeros(1), torch.zeros(2), "sr", "gt")
     for value, error in ((0, ValueError), (-1, ValueError), (3.5, TypeError), (True, TypeError), (17, ValueError)):
-        with pytest.raises(error, match="scale: expected an integer in 1..16"):
+        with pytest.raises(error, match=r"scale: expected an integer in 1\.\.16"):
             check_positive_int(value, "scale", high=16)
     with pytest.raises(ValueError, match="strength"):
         check_range(float("nan"), "strength", 0, 1)

@@ -1,7 +1,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from reference.formula import S, U
 from torch import nn
 
 from alignsr.core.backbones import BACKBONES, load_backbone
@@ -13,6 +12,7 @@ from alignsr.core.records import Conditioning
 from alignsr.core.resize import bicubic
 from alignsr.core.restore import move, one_step, restore
 from alignsr.core.weights import WeightsError, save_weights
+from reference.formula import S, U
 
 TINY_PIXEL = {"patch_px": 8, "width": 16, "heads": 2, "layers": 1, "mlp_ratio": 2.0}
 
@@ -36,7 +36,13 @@ def filled_lite(scale=2):
 
 def write(backbone, folder):
     kind = "pixel" if isinstance(backbone, PixelBackbone) else "network"
-    info = {"backbone": kind, "architecture": getattr(backbone, "architecture", "pixel"), "options": backbone.options, "name": "x", "licence": "CC0"}
+    info = {
+        "backbone": kind,
+        "architecture": getattr(backbone, "architecture", "pixel"),
+        "options": backbone.options,
+        "name": "x",
+        "licence": "CC0",
+    }
     return save_weights(folder / "x.safetensors", backbone.network.state_dict(), info)
 
 
@@ -57,11 +63,15 @@ def test_every_backbone_kind_satisfies_its_protocol():
     assert not isinstance(filled_lite(), Backbone)
 
 
-@pytest.mark.parametrize("make", [lambda: PixelBackbone(TINY_PIXEL), lambda: build("lite", {"scale": 4, "features": 8, "blocks": 1})])
+@pytest.mark.parametrize(
+    "make", [lambda: PixelBackbone(TINY_PIXEL), lambda: build("lite", {"scale": 4, "features": 8, "blocks": 1})]
+)
 def test_untrained_models_are_plain_interpolation(make):
     x = U("restore/x", 1, 3, 10, 11)
     result = restore(make(), x, scale=4)
-    reference = result.lq_up if make().spec.kind == "flow" else F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False)
+    reference = (
+        result.lq_up if make().spec.kind == "flow" else F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False)
+    )
     assert torch.allclose(result.sr, reference, atol=1e-6)
 
 
@@ -141,16 +151,23 @@ def test_batch_of_tiles_and_order_do_not_matter():
 
 def test_progress_counts_tiles_and_may_cancel():
     seen = []
-    restore(filled_pixel(), torch.rand(1, 3, 20, 24), scale=2, tile_px=32, overlap_px=8, on_tile=lambda done, total: seen.append((done, total)))
+    restore(
+        filled_pixel(),
+        torch.rand(1, 3, 20, 24),
+        scale=2,
+        tile_px=32,
+        overlap_px=8,
+        on_tile=lambda done, total: seen.append((done, total)),
+    )
     assert seen[-1][0] == seen[-1][1] == len(seen) > 1
 
-    class Cancel(Exception):
+    class CancelledError(Exception):
         pass
 
     def cancel(done, total):
-        raise Cancel
+        raise CancelledError
 
-    with pytest.raises(Cancel):
+    with pytest.raises(CancelledError):
         restore(filled_pixel(), torch.rand(1, 3, 20, 24), scale=2, tile_px=32, overlap_px=8, on_tile=cancel)
 
 
@@ -165,7 +182,11 @@ def test_colour_fix_brings_back_the_input_colours():
     raw = restore(backbone, x, scale=2)
     for method in ("wavelet", "adain"):
         fixed = restore(backbone, x, scale=2, color_fix=method)
-        assert (fixed.sr.mean((2, 3)) - fixed.lq_up.mean((2, 3))).abs().max() < 0.01 < (raw.sr.mean((2, 3)) - raw.lq_up.mean((2, 3))).abs().max()
+        assert (
+            (fixed.sr.mean((2, 3)) - fixed.lq_up.mean((2, 3))).abs().max()
+            < 0.01
+            < (raw.sr.mean((2, 3)) - raw.lq_up.mean((2, 3))).abs().max()
+        )
 
 
 def test_grey_networks_run_on_colour_pictures():

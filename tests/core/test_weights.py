@@ -6,12 +6,23 @@ import torch
 from torch import nn
 
 from alignsr.core import weights
-from alignsr.core.weights import MissingModelError, WeightsError, check_state, find_model, load_into, load_state_dict, read_info, save_weights
+from alignsr.core.weights import (
+    MissingModelError,
+    WeightsError,
+    check_state,
+    find_model,
+    load_into,
+    load_state_dict,
+    read_info,
+    save_weights,
+)
 
 
 def test_round_trip_with_info_and_shared_tensors(tmp_path):
     shared = torch.rand(3, 4)
-    path = save_weights(tmp_path / "a.safetensors", {"x": shared, "y": shared.T, "half": shared.half()}, {"backbone": "network", "scale": 4})
+    path = save_weights(
+        tmp_path / "a.safetensors", {"x": shared, "y": shared.T, "half": shared.half()}, {"backbone": "network", "scale": 4}
+    )
     state = load_state_dict(path)
     assert torch.equal(state["x"], shared)
     assert torch.equal(state["y"], shared.T)
@@ -85,7 +96,7 @@ def test_long_reports_are_cut_at_eight_names():
 
 
 def test_only_safetensors_are_written(tmp_path):
-    with pytest.raises(ValueError, match="ending in .safetensors"):
+    with pytest.raises(ValueError, match=r"ending in \.safetensors"):
         save_weights(tmp_path / "a.pth", {"x": torch.zeros(1)})
 
 

@@ -89,5 +89,7 @@ def test_every_published_config_is_valid_and_builds_its_model_on_meta(name):
 
 def test_every_published_config_has_a_tiny_twin():
     names = published()
-    assert {name for name in names if not name.startswith("tiny-")} == {name.removeprefix("tiny-") for name in names if name.startswith("tiny-")}
+    assert {name for name in names if not name.startswith("tiny-")} == {
+        name.removeprefix("tiny-") for name in names if name.startswith("tiny-")
+    }
     assert all((CONFIGS / f"{name}.toml").is_file() for name in names)

@@ -74,10 +74,23 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(name, pictures
     assert [[e.get(k) for k in keys] for e in whole.logs] == [[e.get(k) for k in keys] for e in parts.logs]
 
 
-@pytest.mark.parametrize("switch", [{"run__ema_decay": 0.0}, {"run__precision": "bf16"}, {"run__channels_last": True}, {"data__augment": False},
-                                    {"data__cache_images": False}, {"optimizer__weight_decay": 0.1}, {"schedule__kind": "constant"},
-                                    {"schedule__kind": "multistep", "schedule__milestones": [1]}, {"model__save_dtype": "fp16"},
-                                    {"run__num_threads": 1}, {"optimizer__max_grad_norm": 0.0}, {"run__precision": "fp16"}])
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"run__ema_decay": 0.0},
+        {"run__precision": "bf16"},
+        {"run__channels_last": True},
+        {"data__augment": False},
+        {"data__cache_images": False},
+        {"optimizer__weight_decay": 0.1},
+        {"schedule__kind": "constant"},
+        {"schedule__kind": "multistep", "schedule__milestones": [1]},
+        {"model__save_dtype": "fp16"},
+        {"run__num_threads": 1},
+        {"optimizer__max_grad_norm": 0.0},
+        {"run__precision": "fp16"},
+    ],
+)
 def test_every_option_runs_and_resumes(switch, pictures, tmp_path):
     config = tiny("tiny-lite-x4", pictures, **(SIX | {"run__steps": 2, "run__checkpoint_every": 1} | switch))
     whole = fidelity.train(config, tmp_path / "whole")
@@ -87,9 +100,17 @@ def test_every_option_runs_and_resumes(switch, pictures, tmp_path):
 
 
 def test_sigkill_of_the_command_line_and_resume_equals_uninterrupted(pictures, tmp_path):
-    sets = [f'data.folders=["{pictures.as_posix()}"]', "run.steps=40", "run.checkpoint_every=4", "run.validate_every=0", "run.preview_every=0"]
+    sets = [
+        f'data.folders=["{pictures.as_posix()}"]',
+        "run.steps=40",
+        "run.checkpoint_every=4",
+        "run.validate_every=0",
+        "run.preview_every=0",
+    ]
     command = [sys.executable, "-m", "alignsr", "train", "tiny-lite-x4", *(x for s in sets for x in ("--set", s)), "--quiet"]
-    process = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while not checkpoints(tmp_path / "killed") and process.poll() is None and time.monotonic() < deadline:
         os.sched_yield()
@@ -119,7 +140,13 @@ def test_two_processes_equal_one_with_a_doubled_batch(pictures, tmp_path):
     common = {"run__steps": 3, "schedule__warmup_steps": 0, "run__validate_every": 0}
     one = fidelity.train(tiny("tiny-lite-x4", pictures, run__batch_size=4, **common), tmp_path / "one")
     script = tmp_path / "worker.py"
-    sets = [f'data.folders=["{pictures.as_posix()}"]', "run.steps=3", "schedule.warmup_steps=0", "run.validate_every=0", "run.batch_size=2"]
+    sets = [
+        f'data.folders=["{pictures.as_posix()}"]',
+        "run.steps=3",
+        "schedule.warmup_steps=0",
+        "run.validate_every=0",
+        "run.batch_size=2",
+    ]
     script.write_text(
         "from alignsr.train.recipes import load_config\n"
         f"recipe, config = load_config('tiny-lite-x4', {sets!r})\n"
@@ -135,8 +162,17 @@ def test_two_processes_equal_one_with_a_doubled_batch(pictures, tmp_path):
 
 
 def test_training_lowers_the_loss(pictures, tmp_path):
-    config = tiny("tiny-lite-x4", pictures, run__steps=60, run__batch_size=4, optimizer__learning_rate=5e-3, schedule__warmup_steps=0,
-                  run__validate_every=30, run__ema_decay=0.9, run__checkpoint_every=60)
+    config = tiny(
+        "tiny-lite-x4",
+        pictures,
+        run__steps=60,
+        run__batch_size=4,
+        optimizer__learning_rate=5e-3,
+        schedule__warmup_steps=0,
+        run__validate_every=30,
+        run__ema_decay=0.9,
+        run__checkpoint_every=60,
+    )
     logs = fidelity.train(config, tmp_path / "run").logs
     first = sum(e["loss"] for e in logs[:10]) / 10
     last = sum(e["loss"] for e in logs[-10:]) / 10

@@ -1,4 +1,4 @@
-"""One file per recipe, each a plain function to read from top to bottom. `RECIPES` is what `recipe = "..."` in a TOML file may say."""
+"""One file per recipe, each a plain function to read from top to bottom; `RECIPES` is what `recipe` in a TOML file may say."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -56,7 +56,10 @@ class FidelityConfig:
         positive(self.run, "steps", "batch_size", "accumulation_steps", "checkpoint_every", "keep_checkpoints", "log_every")
         positive(self.model, "scale")
         if self.data.gt_patch_px % self.model.scale:
-            raise ValueError(f"data.gt_patch_px: expected a multiple of model.scale {self.model.scale}, got {self.data.gt_patch_px}; change one")
+            raise ValueError(
+                f"data.gt_patch_px: expected a multiple of model.scale {self.model.scale}, got {self.data.gt_patch_px}; "
+                "change one"
+            )
 
 
 def l1_loss(sr: Tensor, gt: Tensor) -> Tensor:
@@ -80,7 +83,9 @@ def build_model(config: FidelityConfig) -> AnyBackbone:
     if model.backbone == "pixel":
         backbone: AnyBackbone = PixelBackbone(model.options, config.name, config.licence)
     else:
-        backbone = network_backbone.build(model.architecture, {"scale": model.scale, **model.options}, config.name, config.licence)
+        backbone = network_backbone.build(
+            model.architecture, {"scale": model.scale, **model.options}, config.name, config.licence
+        )
     if model.init:
         state = {name: tensor.float() for name, tensor in load_state_dict(find_model(model.init)).items()}
         load_into(dict(backbone.modules())["network"], state, model.init)
@@ -88,7 +93,7 @@ def build_model(config: FidelityConfig) -> AnyBackbone:
 
 
 def forward(backbone: AnyBackbone, network: nn.Module, lq: Tensor, scale: int) -> Tensor:
-    """The restoration `sr` in [0, 1] (not clamped), with gradient: sr = network(lq), or one Euler step z - sigma v from the resized input."""
+    """The restoration `sr` in [0, 1] (not clamped), with gradient: network(lq), or one Euler step z - sigma v from lq_up."""
     if not isinstance(backbone, Backbone):
         return network(lq)
     lq_up = bicubic(lq, (lq.shape[-2] * scale, lq.shape[-1] * scale)).clamp(0, 1)
@@ -110,7 +115,8 @@ def train(config: FidelityConfig, folder: str | Path, hooks: Hooks | None = None
         ConfigError, DataError, WeightsError, NonFiniteError, Stopped, FileExistsError: see their classes.
     """
     folder, hooks = Path(folder), hooks or SilentHooks()
-    # ComfyUI and the runner execute nodes in inference mode, where nothing can be trained; fork_rng keeps our seeding to ourselves
+    # ComfyUI and the runner execute nodes in inference mode, where nothing can be trained;
+    # fork_rng keeps our seeding to ourselves
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(config.run.seed)
         backbone = build_model(config)
