@@ -129,7 +129,7 @@ def _from_spandrel(path: Path, state: dict[str, Tensor]) -> NetworkBackbone:
     except (spandrel.UnsupportedModelError, RuntimeError, KeyError) as error:
         raise WeightsError(
             f"{path}: expected a super-resolution network, got weights of an architecture that spandrel does not know "
-            f"or that do not fit ({type(error).__name__}); supported are AlignSR files and spandrel's image-to-image architectures"
+            f"or that do not fit ({type(error).__name__}); supported are AlignSR files and spandrel's architectures"
         ) from error
     if (
         not isinstance(found, spandrel.ImageModelDescriptor)
