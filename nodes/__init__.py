@@ -1,0 +1,24 @@
+"""The nodes: a list of plain classes. Adding one means a file (or a class in one) and its name here."""
+
+from .degrade import Degrade
+from .folder import LoadImageFolder
+from .models import LoadSRModel
+from .report import Compare, SaveReport
+from .restore import ColorFix, OneStepSR
+from .score import IQAReward
+from .train import TrainSRNetwork
+
+PREFIX = "AlignSR"  # node ids are a contract with every saved workflow: prefix and class name never change
+NODES: dict[type, str] = {
+    LoadSRModel: "Load SR Model",
+    Degrade: "Degrade",
+    OneStepSR: "One-Step SR",
+    ColorFix: "Colour Fix",
+    IQAReward: "IQA Reward",
+    Compare: "Compare",
+    SaveReport: "Save Report",
+    LoadImageFolder: "Load Image Folder",
+    TrainSRNetwork: "Train SR Network",
+}
+NODE_CLASS_MAPPINGS: dict[str, type] = {f"{PREFIX}{node.__name__}": node for node in NODES}
+NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {f"{PREFIX}{node.__name__}": f"{title} (AlignSR)" for node, title in NODES.items()}

@@ -1,0 +1,146 @@
+"""What several nodes share: IMAGE in and out of the core's layout, lists, models on their device, tiles on one bar."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..core.checks import check_finite, describe
+from ..core.image_files import from_pil
+from ..core.images import bchw_to_bhwc, bhwc_to_bchw, split_alpha, to_rgb
+from ..core.resize import bicubic
+from .host import Bar, Host
+
+SR_MODEL = "ALIGNSR_MODEL"  # socket type of a loaded restoration model; the value is a models.LoadedModel
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An IMAGE in the core's layout, with what has to come back at the end.
+
+    Attributes:
+        rgb: [B, 3, H, W] float32 in [0, 1] on the CPU, never the node's input itself.
+        alpha: [B, 1, H, W] or None.
+        is_grey: the IMAGE had one channel.
+    """
+
+    rgb: Tensor
+    alpha: Tensor | None
+    is_grey: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.rgb.shape[-2], self.rgb.shape[-1]
+
+
+def take(image: Any, name: str) -> Pixels:
+    """Check an IMAGE and convert it.
+
+    Raises:
+        TypeError, ValueError: not [B, H, W, 1|3|4], empty, or with NaN; the message starts with the input's name.
+    """
+    if not isinstance(image, Tensor):
+        raise TypeError(f"{name}: expected an IMAGE, got {describe(image)}; connect a node that gives images")
+    if image.ndim != 4 or image.shape[3] not in (1, 3, 4) or 0 in image.shape:
+        raise ValueError(
+            f"{name}: expected [B, H, W, C] with C = 1, 3 or 4, got {describe(image)}; convert it to grey, RGB or RGBA"
+        )
+    pixels = check_finite(bhwc_to_bchw(image.detach().to("cpu")), name)
+    colour, alpha = split_alpha(pixels.clamp(0, 1))
+    return Pixels(to_rgb(colour), alpha, image.shape[3] == 1)
+
+
+def give(rgb: Tensor, like: Pixels) -> Tensor:
+    """An IMAGE with the channels that came in: grey stays grey, alpha is resized (bicubic) and put back."""
+    rgb = rgb.clamp(0, 1)
+    if like.is_grey:
+        return bchw_to_bhwc(rgb.mean(1, keepdim=True))
+    if like.alpha is not None:
+        alpha = bicubic(like.alpha, (rgb.shape[-2], rgb.shape[-1])).clamp(0, 1)
+        rgb = torch.cat((rgb, alpha.to(rgb)), 1)
+    return bchw_to_bhwc(rgb)
+
+
+def match_batch(pixels: Tensor, batch: int, name: str) -> Tensor:
+    """The tensor with `batch` samples; a single one serves for all.
+
+    Raises:
+        ValueError: another number of samples.
+    """
+    if pixels.shape[0] not in (1, batch):
+        raise ValueError(f"{name}: expected 1 or {batch} images as on the other input, got {pixels.shape[0]}; connect as many")
+    return pixels.expand(batch, -1, -1, -1)
+
+
+def to_image(pictures: Sequence[Image.Image]) -> Tensor:
+    """PIL pictures -> one IMAGE; smaller ones get white margins right and below."""
+    width, height = (max(getattr(picture, side) for picture in pictures) for side in ("width", "height"))
+    pages: list[Tensor] = []
+    for picture in pictures:
+        page = Image.new("RGB", (width, height), (255, 255, 255))
+        page.paste(picture.convert("RGB"), (0, 0))
+        pages.append(from_pil(page))
+    return bchw_to_bhwc(torch.cat(pages))
+
+
+def as_list(value: Any) -> list[Any]:
+    """What INPUT_IS_LIST nodes get: a list, or the bare default of an input that is not connected."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def first(value: Any) -> Any:
+    """The value of a widget of an INPUT_IS_LIST node."""
+    return value[0] if isinstance(value, (list, tuple)) else value
+
+
+def read_json(text: str, name: str) -> Any:
+    """Parse JSON from a STRING input.
+
+    Raises:
+        ValueError: not JSON; the message starts with the input's name.
+    """
+    try:
+        return json.loads(text)
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{name}: expected JSON text, got {describe(text)} ({error}); connect the matching output") from error
+
+
+class JobBar:
+    """One progress bar for a job whose size is known when its first part is done, and may change when it is tried again."""
+
+    def __init__(self, host: Host, desc: str) -> None:
+        self.host, self.desc = host, desc
+        self.bar: Bar | None = None
+        self.total = 1
+
+    def __call__(self, done: int, total: int) -> None:
+        """Say that `done` of `total` parts are done; raises if the user cancelled."""
+        if self.bar is None:
+            self.bar, self.total = self.host.progress(total, self.desc), total
+        self.bar.update(done * self.total // total)
+
+
+@contextmanager
+def on_device(backbone: Any, device: torch.device, host: Host, vram_bytes: int) -> Iterator[Any]:
+    """Move a model to the device for the time of the block, and back to the CPU at its end."""
+    from ..core.restore import move
+
+    if device.type != "cpu":
+        host.free_memory(vram_bytes)
+    try:
+        with torch.inference_mode(False):  # parameters made in inference mode could never be trained or moved freely again
+            move(backbone, device)
+        yield backbone
+    finally:
+        if device.type != "cpu":
+            with torch.inference_mode(False):
+                move(backbone, "cpu")
+            host.soft_empty_cache()

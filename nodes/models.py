@@ -1,0 +1,118 @@
+"""Load SR Model: a bundled network or a file of the user's, ready for One-Step SR."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .common import SR_MODEL
+from .host import get_host
+
+PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DEVICES = ("auto", "cpu")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The value of an ALIGNSR_MODEL socket.
+
+    Attributes:
+        backbone: from `core.backbones.load_backbone`; rests on the CPU between runs, parameters frozen.
+        name: for reports.
+        path: the weight file.
+        device: where to run: `auto` (what the host offers) or `cpu`.
+    """
+
+    backbone: Any
+    name: str
+    path: Path
+    device: str = "auto"
+
+
+def load_model(name: str | Path, precision: str = "fp32", device: str = "auto") -> LoadedModel:
+    """Find, read and freeze a model; usable under inference mode.
+
+    Raises:
+        MissingModelError, WeightsError: see `core.weights`.
+        ValueError: unknown precision or device.
+    """
+    from ..core.backbones import load_backbone
+    from ..core.restore import move
+
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}; choose one of them")
+    if device not in DEVICES:
+        raise ValueError(f"device: expected one of {', '.join(DEVICES)}, got {device!r}; choose one of them")
+    path = get_host().resolve_model(name)
+    with torch.inference_mode(False):  # otherwise every parameter becomes an inference tensor, which nothing can train later
+        backbone = load_backbone(path)
+        for _, module in backbone.modules():
+            module.requires_grad_(False)
+        if precision != "fp32":
+            move(backbone, "cpu", PRECISIONS[precision])
+    return LoadedModel(backbone, backbone.spec.name, path, device)
+
+
+class LoadSRModel:
+    """Node AlignSRLoadSRModel."""
+
+    CATEGORY = "AlignSR/models"
+    DESCRIPTION = (
+        "Loads a super-resolution model: one of the bundled ones, or a file from models/alignsr or models/upscale_models "
+        "(AlignSR files, and any architecture that spandrel knows)."
+    )
+    FUNCTION = "load"
+    RETURN_TYPES = (SR_MODEL, "STRING")
+    RETURN_NAMES = ("model", "info")
+    OUTPUT_TOOLTIPS = (
+        "The loaded model, for One-Step SR.",
+        "Facts as JSON: file, kind, scale, parameters, tile size, licence of the weights.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "model_name": (
+                    get_host().list_models(),
+                    {
+                        "tooltip": "Bundled: lite-x4 (clean pictures), pixel-x4 (one-step transformer, clean pictures), "
+                        "lite-real-x4 "
+                        "(blurred, noisy, compressed pictures). Own files: put them into models/alignsr or "
+                        "models/upscale_models."
+                    },
+                ),
+                "precision": (
+                    list(PRECISIONS),
+                    {
+                        "default": "fp32",
+                        "tooltip": "Number format of the weights. fp32 is exact and fine for the bundled models; fp16 and "
+                        "bf16 halve "
+                        "memory on a GPU and cost a little accuracy. A model that overflows in fp16 stops with an error "
+                        "that says so.",
+                    },
+                ),
+                "device": (
+                    list(DEVICES),
+                    {
+                        "default": "auto",
+                        "tooltip": "auto: the GPU if there is one. cpu: stay on the processor, slower but needs no video memory.",
+                    },
+                ),
+            }
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, model_name: str, precision: str, device: str) -> str:  # noqa: N802
+        """Reload when the file itself was replaced."""
+        stat = get_host().resolve_model(model_name).stat()
+        return f"{stat.st_mtime_ns} {stat.st_size}"
+
+    def load(self, model_name: str, precision: str = "fp32", device: str = "auto") -> tuple[LoadedModel, str]:
+        import json
+        from dataclasses import asdict
+
+        model = load_model(model_name, precision, device)
+        facts = {"file": model.path.name, "precision": precision, "device": device, **asdict(model.backbone.spec)}
+        return model, json.dumps(facts, indent=2)

@@ -1,0 +1,244 @@
+"""Pictures and files for people: Compare, Spectrum, Save Report."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from ..core.image_files import to_pil
+from ..core.images import bhwc_to_bchw
+from ..core.pictures import difference, side_by_side
+from ..core.pictures import table as draw_table
+from ..core.resize import bicubic
+from ..core.weights import write_atomic
+from .common import as_list, first, match_batch, read_json, take, to_image
+from .host import get_host
+
+
+def _centres(text: str) -> list[tuple[int, int]]:
+    """`120,80; 300,40` as [(x, y), ...]."""
+    centres: list[tuple[int, int]] = []
+    for part in filter(None, (piece.strip() for piece in text.split(";"))):
+        numbers = part.replace(",", " ").split()
+        if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+            raise ValueError(
+                f"crop_centers: expected pairs x,y separated by semicolons, got {part!r}; write for example 120,80; 300,40"
+            )
+        centres.append((int(numbers[0]), int(numbers[1])))
+    return centres
+
+
+class Compare:
+    """Node AlignSRCompare."""
+
+    CATEGORY = "AlignSR/evaluation"
+    DESCRIPTION = (
+        "Puts input, result and (if connected) ground truth side by side with zoomed crops, and shows where they differ."
+    )
+    FUNCTION = "compare"
+    RETURN_TYPES = ("IMAGE", "IMAGE")
+    RETURN_NAMES = ("comparison", "difference")
+    OUTPUT_TOOLTIPS = (
+        "One sheet per picture: labelled panels, framed crops enlarged pixel by pixel.",
+        "Heat map of the mean absolute difference: result against reference, or against the enlarged input without one.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "result": ("IMAGE", {"tooltip": "The restored pictures."}),
+                "input": ("IMAGE", {"tooltip": "What they were made from; enlarged by bicubic interpolation for showing."}),
+                "num_crops": (
+                    "INT",
+                    {"default": 2, "min": 0, "max": 4, "tooltip": "Zoomed places, chosen where there is most detail. 0: none."},
+                ),
+                "crop_px": (
+                    "INT",
+                    {"default": 0, "min": 0, "max": 1024, "tooltip": "Side of a crop in pixels of the result. 0: about a sixth."},
+                ),
+                "panel_px": ("INT", {"default": 400, "min": 100, "max": 2048, "tooltip": "Width of one panel in the sheet."}),
+            },
+            "optional": {
+                "reference": ("IMAGE", {"tooltip": "Ground truth of the result's size. One for all, or one each."}),
+                "labels": (
+                    "STRING",
+                    {
+                        "default": "input (bicubic), restored, ground truth",
+                        "tooltip": "Titles of the panels, separated by commas.",
+                    },
+                ),
+                "crop_centers": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "advanced": True,
+                        "tooltip": "Where to zoom, in pixels of the result: x,y; x,y. Empty: chosen automatically.",
+                    },
+                ),
+            },
+        }
+
+    def compare(
+        self,
+        result: Tensor,
+        input: Tensor,  # the socket's name
+        num_crops: int = 2,
+        crop_px: int = 0,
+        panel_px: int = 400,
+        reference: Tensor | None = None,
+        labels: str = "input (bicubic), restored, ground truth",
+        crop_centers: str = "",
+    ) -> tuple[Tensor, Tensor]:
+        sr = take(result, "result").rgb
+        before = bicubic(match_batch(take(input, "input").rgb, sr.shape[0], "input"), (sr.shape[-2], sr.shape[-1])).clamp(0, 1)
+        panels = [before, sr]
+        if reference is not None:
+            gt = match_batch(take(reference, "reference").rgb, sr.shape[0], "reference")
+            if gt.shape != sr.shape:
+                raise ValueError(
+                    f"reference: expected the size of the result {sr.shape[-1]}x{sr.shape[-2]}, got {gt.shape[-1]}x{gt.shape[-2]}"
+                )
+            panels.append(gt)
+        titles = [title.strip() for title in labels.split(",")][: len(panels)]
+        if len(set(titles)) != len(panels):
+            raise ValueError(f"labels: expected {len(panels)} different titles, got {labels!r}; separate them with commas")
+        crops = _centres(crop_centers) or num_crops
+        bar = get_host().progress(sr.shape[0], "comparing")
+        sheets: list[Image.Image] = []
+        heats: list[Image.Image] = []
+        other, name = (panels[-1], titles[-1]) if reference is not None else (before, titles[0])
+        for index in range(sr.shape[0]):
+            views = {title: panel[index : index + 1] for title, panel in zip(titles, panels, strict=True)}
+            sheets.append(side_by_side(views, crops=crops, crop_px=crop_px, panel_px=panel_px))
+            heats.append(difference(sr[index : index + 1], other[index : index + 1], title=f"{titles[1]} - {name}"))
+            bar.update(index + 1)
+        return to_image(sheets), to_image(heats)
+
+
+class SaveReport:
+    """Node AlignSRSaveReport."""
+
+    CATEGORY = "AlignSR/evaluation"
+    DESCRIPTION = (
+        "Saves scores and pictures into the output folder: a JSON record, a CSV table and PNG pictures, together or not at all."
+    )
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+    INPUT_IS_LIST = True
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("path",)
+    OUTPUT_TOOLTIPS = ("Path of the JSON file; the CSV and PNG files beside it have the same number.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "scores": ("STRING", {"forceInput": True, "tooltip": "JSON from IQA Reward."}),
+                "filename_prefix": (
+                    "STRING",
+                    {
+                        "default": "alignsr/report",
+                        "tooltip": "Name inside the output folder; / makes subfolders, %year% and so on work.",
+                    },
+                ),
+            },
+            "optional": {
+                "pictures": (
+                    "IMAGE",
+                    {"tooltip": "Pictures to keep with it, from Compare, say. Without any, the table is drawn."},
+                ),
+                "more_pictures": ("IMAGE", {"tooltip": "More of them, of any size: spectra, difference maps."}),
+                "params": ("STRING", {"forceInput": True, "tooltip": "How the input was degraded: JSON from Degrade."}),
+                "info": ("STRING", {"forceInput": True, "tooltip": "How it was restored: JSON from One-Step SR."}),
+                "note": ("STRING", {"default": "", "multiline": True, "tooltip": "Your own words, kept in the JSON file."}),
+            },
+        }
+
+    def save(
+        self,
+        scores: Any,
+        filename_prefix: Any,
+        pictures: Any = None,
+        more_pictures: Any = None,
+        params: Any = None,
+        info: Any = None,
+        note: Any = "",
+    ) -> dict[str, Any]:
+        records = [read_json(text, "scores") for text in as_list(scores)]
+        if not records or not all(isinstance(record, dict) and isinstance(record.get("images"), list) for record in records):
+            raise ValueError("scores: expected the JSON of IQA Reward, got something else; connect its output `scores`")
+        host = get_host()
+        shown = [to_pil(page) for image in [*as_list(pictures), *as_list(more_pictures)] for page in bhwc_to_bchw(image).split(1)]
+        shown = shown or [_scores_picture(records)]
+        target = host.save_target(first(filename_prefix))
+        base = target.path(0, ".json")
+        stem = base.stem.rstrip("_")
+        report = {
+            "scores": records[0] if len(records) == 1 else records,
+            "degradation": [read_json(text, "params") for text in as_list(params)],
+            "restoration": [read_json(text, "info") for text in as_list(info)],
+            "note": first(note),
+            "pictures": [f"{stem}_{'' if index == 0 else index + 1}.png" for index in range(len(shown))],
+        }
+        text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+        jobs: dict[Path, Callable[[Path], None]] = {
+            base.with_name(name): (lambda part, page=page: page.save(part, format="PNG"))
+            for name, page in zip(report["pictures"], shown, strict=True)
+        }
+        jobs[base.with_name(f"{stem}_.csv")] = lambda part: _write_text(part, _as_csv(records))
+        jobs[base] = lambda part: _write_text(part, text)
+        _write_all(jobs, host.progress(len(jobs), "saving").update)
+        entries = [{"filename": path.name, "subfolder": target.subfolder, "type": "output"} for path in jobs]
+        images, files = entries[: len(shown)], entries[len(shown) :]
+        return {"ui": {"images": images, "files": files}, "result": (str(base),)}
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="")
+
+
+def _write_all(jobs: Mapping[Path, Callable[[Path], None]], update: Callable[[int], None]) -> None:
+    """Write every file atomically; whatever stops this takes back those already written."""
+    written: list[Path] = []
+    try:
+        for path, write in jobs.items():
+            written.append(write_atomic(path, write))
+            update(len(written))
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = [name for record in records for name in record.get("metrics", {})]
+    return [*dict.fromkeys(names), "reward"]
+
+
+def _as_csv(records: Sequence[Mapping[str, Any]]) -> str:
+    """A header, a line per picture, and the mean where there is one record."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    columns = _columns(records)
+    writer.writerow(["name", *columns])
+    lines = [image for record in records for image in record["images"]]
+    lines += [{"name": "mean", **records[0].get("mean", {})}] if len(records) == 1 else []
+    for line in lines:
+        writer.writerow([line.get("name", ""), *("" if line.get(column) is None else repr(line[column]) for column in columns)])
+    return out.getvalue()
+
+
+def _scores_picture(records: Sequence[Mapping[str, Any]]) -> Image.Image:
+    columns = _columns(records)
+    lines = [
+        [str(image.get("name", "")), *("" if image.get(c) is None else f"{image[c]:.4g}" for c in columns)]
+        for record in records
+        for image in record["images"]
+    ]
+    return draw_table(["image", *columns], lines, title="Scores")

@@ -1,0 +1,211 @@
+"""One-Step SR and Colour Fix: the path from a bad picture to a good one."""
+
+import json
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.color import COLOR_FIXES, apply_color_fix
+from ..core.records import Restored
+from ..core.resize import bicubic
+from ..core.restore import restore
+from ..core.tiling import with_oom_retry
+from .common import SR_MODEL, JobBar, give, match_batch, on_device, take
+from .host import get_host
+from .models import LoadedModel
+
+LOGGER = logging.getLogger("alignsr")
+
+
+class OneStepSR:
+    """Node AlignSROneStepSR."""
+
+    CATEGORY = "AlignSR/restoration"
+    DESCRIPTION = (
+        "Upscales pictures with one pass of the model: a direct network, or one Euler step of a flow model from the "
+        "enlarged input. "
+        "Large pictures are cut into overlapping tiles; when memory runs out, smaller tiles are tried."
+    )
+    FUNCTION = "upscale"
+    RETURN_TYPES = ("IMAGE", "IMAGE", "STRING")
+    RETURN_NAMES = ("image", "enlarged_input", "info")
+    OUTPUT_TOOLTIPS = (
+        "The restored pictures, larger by the scale. Grey stays grey; alpha is enlarged alongside.",
+        "The input enlarged by bicubic interpolation to the same size: for comparison, and as colour reference.",
+        "What was done, as JSON: model, tiles, sigma, colour fix, device.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "model": (SR_MODEL, {"tooltip": "From Load SR Model or Train SR Network."}),
+                "image": ("IMAGE", {"tooltip": "Pictures to upscale; any size from 1x1 up, batches and lists."}),
+                "scale": (
+                    "INT",
+                    {
+                        "default": 4,
+                        "min": 1,
+                        "max": 16,
+                        "tooltip": "How many times larger. At another factor than the network's own its result is "
+                        "resized; flow models "
+                        "take any factor but are best at the one they were trained for.",
+                    },
+                ),
+                "color_fix": (
+                    list(COLOR_FIXES),
+                    {
+                        "default": "none",
+                        "tooltip": "Takes colours from the enlarged input. none: as the model gives them (best for the "
+                        "bundled models). "
+                        "wavelet: coarse colours of the input, fine detail of the result. adain: mean and contrast per "
+                        "channel.",
+                    },
+                ),
+                "tile_px": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 8192,
+                        "step": 8,
+                        "tooltip": "Largest tile side in pixels of the model's input (networks: the small picture; flow "
+                        "models: the large "
+                        "one). 0: the model's own. Smaller needs less memory and is a little slower.",
+                    },
+                ),
+                "overlap_px": (
+                    "INT",
+                    {
+                        "default": -1,
+                        "min": -1,
+                        "max": 1024,
+                        "tooltip": "How far neighbouring tiles overlap. -1: the model's own. More hides seams better and "
+                        "costs time.",
+                    },
+                ),
+            },
+            "optional": {
+                "sigma": (
+                    "FLOAT",
+                    {
+                        "default": 0.0,
+                        "min": 0.0,
+                        "max": 1.0,
+                        "step": 0.01,
+                        "advanced": True,
+                        "tooltip": "Flow models: noise level assumed for the input; higher invents more. 0: the model's own. "
+                        "Networks ignore it.",
+                    },
+                ),
+                "strength": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": 0.0,
+                        "max": 2.0,
+                        "step": 0.05,
+                        "advanced": True,
+                        "tooltip": "0: the enlarged input, 1: the model as trained, between: a mixture, above 1: exaggerated.",
+                    },
+                ),
+                "batch_size": (
+                    "INT",
+                    {
+                        "default": 1,
+                        "min": 1,
+                        "max": 64,
+                        "advanced": True,
+                        "tooltip": "Tiles per pass. More is faster on a large GPU and needs more memory.",
+                    },
+                ),
+            },
+        }
+
+    def upscale(
+        self,
+        model: LoadedModel,
+        image: Tensor,
+        scale: int,
+        color_fix: str = "none",
+        tile_px: int = 0,
+        overlap_px: int = -1,
+        sigma: float = 0.0,
+        strength: float = 1.0,
+        batch_size: int = 1,
+    ) -> tuple[Tensor, Tensor, str]:
+        pixels, host, spec = take(image, "image"), get_host(), model.backbone.spec
+        device = torch.device("cpu") if model.device == "cpu" else host.device()
+        longest = max(pixels.size) * (1 if spec.kind == "network" else scale)
+        tile = min(tile_px or spec.tile_px, max(longest, spec.size_multiple))
+        overlap = spec.overlap_px if overlap_px < 0 else overlap_px
+        bar = JobBar(host, "restoring")
+
+        def run(tile_px: int) -> Restored:
+            host.check_interrupt()
+            return restore(
+                backbone,
+                pixels.rgb,
+                scale=scale,
+                tile_px=tile_px,
+                # an overlap typed in by the user is checked as it is; the model's own, and any in a smaller second try, must fit
+                overlap_px=overlap if tile_px == tile and overlap_px >= 0 and longest > tile else min(overlap, tile_px // 2),
+                batch_size=batch_size,
+                sigma=sigma or None,
+                strength=strength,
+                color_fix=color_fix,
+                on_tile=bar,
+            )
+
+        def notify(message: str) -> None:
+            LOGGER.warning("One-Step SR: %s", message)
+            host.soft_empty_cache()
+
+        needed = 4 * spec.parameters + batch_size * tile * tile * spec.bytes_per_pixel
+        with on_device(model.backbone, device, host, needed) as backbone:
+            restored = with_oom_retry(run, tile, is_oom=host.is_oom, notify=notify)
+        info = {**restored.info, "model_file": model.path.name}
+        return give(restored.sr, pixels), give(restored.lq_up, pixels), json.dumps(info, indent=2)
+
+
+class ColorFix:
+    """Node AlignSRColorFix."""
+
+    CATEGORY = "AlignSR/restoration"
+    DESCRIPTION = "Gives a picture the colours of another one of the same scene, keeping its own detail."
+    FUNCTION = "fix"
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("image",)
+    OUTPUT_TOOLTIPS = ("The pictures with corrected colours; size, grey and alpha as they came.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "Pictures whose colours drifted."}),
+                "reference": (
+                    "IMAGE",
+                    {
+                        "tooltip": "Where the colours come from, usually the picture before upscaling; resized as needed. "
+                        "One or as many."
+                    },
+                ),
+                "method": (
+                    list(COLOR_FIXES),
+                    {
+                        "default": "wavelet",
+                        "tooltip": "wavelet: everything coarser than about 32 px comes from the reference. adain: mean "
+                        "and contrast of "
+                        "each channel. none: change nothing.",
+                    },
+                ),
+            }
+        }
+
+    def fix(self, image: Tensor, reference: Tensor, method: str = "wavelet") -> tuple[Tensor]:
+        pixels, style = take(image, "image"), take(reference, "reference")
+        colours = bicubic(match_batch(style.rgb, pixels.rgb.shape[0], "reference"), pixels.size).clamp(0, 1)
+        get_host().check_interrupt()
+        return (give(apply_color_fix(pixels.rgb, colours, method), pixels),)

@@ -1,0 +1,192 @@
+"""Train SR Network: a recipe inside a workflow, with a live curve; interrupted runs go on, finished ones are found again."""
+
+import json
+import logging
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from .common import SR_MODEL, to_image
+from .folder import find_folder
+from .host import Host, get_host
+from .models import LoadedModel, load_model
+
+LOGGER = logging.getLogger("alignsr")
+RUNS = "alignsr/training"  # inside the output folder
+
+
+class NodeHooks:
+    """`train.loop.Hooks` on the node's progress bar: every step moves it, shows the newest curve and lets the user interrupt."""
+
+    def __init__(self, host: Host, title: str) -> None:
+        self.host, self.title = host, title
+        self.bar: Any = None
+        self.frame: Image.Image | None = None
+
+    def progress(self, step: int, total: int, logs: Mapping[str, float]) -> None:
+        self.bar = self.bar or self.host.progress(total, f"training {self.title}")
+        frame, self.frame = self.frame, None
+        self.bar.update(step, preview=frame)
+
+    def preview(self, image: Image.Image) -> None:
+        self.frame = image
+
+    def should_stop(self) -> bool:
+        """Never by itself; raises the host's own interruption within a step."""
+        self.host.check_interrupt()
+        return False
+
+
+def read_config(config: str, overrides: str, data_folder: str, out_name: str) -> tuple[Any, Any]:
+    """(recipe, config) from a published name, a path, or TOML text, with the node's other inputs on top.
+
+    Raises:
+        ConfigError: unknown key, wrong value, no such config; the message names the key.
+    """
+    from ..core.checks import did_you_mean
+    from ..train.config import ConfigError, apply_sets, find_config, from_mapping, overlay, read_toml
+    from ..train.recipes import RECIPES
+
+    if "=" in config or "\n" in config.strip():
+        try:
+            values = tomllib.loads(config)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"config: expected TOML text, got {error}; mend that line") from error
+        base = values.pop("base", None)
+        values = overlay(read_toml(find_config(str(base).removesuffix(".toml"))), values) if base else values
+    else:
+        values = read_toml(find_config(config.strip()))
+    sets = [line.strip() for line in overrides.splitlines() if line.strip() and not line.strip().startswith("#")]
+    if data_folder.strip():
+        sets.append(f"data.folders={json.dumps([str(find_folder(data_folder, 'data_folder'))])}")
+    if out_name.strip():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", out_name.strip()):
+            raise ConfigError(f"out_name: expected letters, digits, '.', '_' or '-', got {out_name!r}; leave out the rest")
+        sets.append(f"name={json.dumps(out_name.strip())}")
+    values = apply_sets(values, sets)
+    kind = values.pop("recipe", None)
+    if kind not in RECIPES:
+        hint = did_you_mean(str(kind), list(RECIPES))
+        raise ConfigError(f"recipe: expected one of {', '.join(RECIPES)}, got {kind!r}; {hint}")
+    return RECIPES[kind], from_mapping(RECIPES[kind].config, values)
+
+
+def finished_weights(folder: Path, config: Any) -> Path | None:
+    """The weight file of a run that reached its last step, else None."""
+    from ..core.weights import WeightsError, read_info
+    from ..train.config import to_mapping
+
+    path = folder / f"{config.name}.safetensors"
+    try:
+        info = read_info(path) if path.is_file() else {}
+    except WeightsError as error:
+        LOGGER.warning("Train SR Network: %s; training again from the last checkpoint", error)
+        return None
+    return path if info.get("config") == to_mapping(config) and info.get("step") == config.run.steps else None
+
+
+def run_folder(root: Path, config: Any, resume: bool) -> Path:
+    """`<name>-<hash of the config>`; without resume the first of -2, -3, ... that is not there yet."""
+    from ..train.config import config_hash
+
+    folder = root / f"{config.name}-{config_hash(config)}"
+    count = 2
+    fresh = folder
+    while not resume and fresh.exists():
+        fresh = folder.with_name(f"{folder.name}-{count}")
+        count += 1
+    return fresh
+
+
+class TrainSRNetwork:
+    """Node AlignSRTrainSRNetwork."""
+
+    CATEGORY = "AlignSR/training"
+    DESCRIPTION = (
+        "Trains a super-resolution model on your pictures by a published recipe and shows the loss curve while it runs. "
+        "Interrupt it at "
+        "any time: queue it again and it goes on where it stood. A finished run is found on disk and not repeated."
+    )
+    FUNCTION = "train"
+    OUTPUT_NODE = True
+    RETURN_TYPES = ("STRING", SR_MODEL, "IMAGE", "STRING", "LOSS_MAP")
+    RETURN_NAMES = ("weights", "model", "curve", "log", "loss_map")
+    OUTPUT_TOOLTIPS = (
+        "Path of the weight file (safetensors). Copy it to models/alignsr to choose it in Load SR Model.",
+        "The trained model, for One-Step SR.",
+        "The loss curve of the whole run as a picture.",
+        "One JSON line per logged step: loss, validation, learning rate, seconds.",
+        "The losses for ComfyUI's own Plot Loss Graph.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "config": (
+                    "STRING",
+                    {
+                        "default": "lite-x4",
+                        "multiline": True,
+                        "tooltip": "Name of a published config (lite-x4, lite-real-x4, pixel-x4), path of a TOML file, or "
+                        "TOML text; "
+                        'text may start from a published one with base = "lite-x4".',
+                    },
+                ),
+                "data_folder": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": "Folder of training pictures: absolute, or inside the input folder. Empty: the folders "
+                        "of the config.",
+                    },
+                ),
+                "overrides": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "multiline": True,
+                        "tooltip": "Changes to the config, one key=value per line, such as run.steps=2000 or "
+                        "data.gt_patch_px=128.",
+                    },
+                ),
+                "out_name": (
+                    "STRING",
+                    {"default": "", "tooltip": "File name of the weights without suffix. Empty: the name in the config."},
+                ),
+                "resume": (
+                    "BOOLEAN",
+                    {
+                        "default": True,
+                        "tooltip": "On: go on with, or reuse, a run of exactly this config. Off: start afresh in a new folder.",
+                    },
+                ),
+            }
+        }
+
+    def train(
+        self, config: str, data_folder: str = "", overrides: str = "", out_name: str = "", resume: bool = True
+    ) -> dict[str, Any]:
+        from ..train.config import config_hash
+
+        host = get_host()
+        recipe, settings = read_config(config, overrides, data_folder, out_name)
+        folder = run_folder(host.output_dir() / RUNS, settings, resume)
+        weights = finished_weights(folder, settings)
+        if weights is None:
+            host.free_memory(2**31)
+            weights = recipe.train(settings, folder, NodeHooks(host, settings.name), resume=resume).weights
+        else:
+            LOGGER.info("Train SR Network: found the finished run %s (%s)", folder, config_hash(settings))
+        logs = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        with Image.open(folder / "curve.png") as opened:
+            curve: Tensor = to_image([opened.convert("RGB")])
+        model: LoadedModel = load_model(weights)
+        result = (str(weights), model, curve, "\n".join(map(json.dumps, logs)), {"loss": [entry["loss"] for entry in logs]})
+        relative = folder.relative_to(host.output_dir()).as_posix()
+        return {"ui": {"images": [{"filename": "curve.png", "subfolder": relative, "type": "output"}]}, "result": result}
