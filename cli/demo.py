@@ -1,0 +1,99 @@
+"""`alignsr demo`: one real photograph through every bundled model, with a side-by-side picture and a report."""
+
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .terminal import Progress, say, write_json
+
+SCALE = 4
+MAX_SIDE_PX = 1024  # larger pictures of the user are the business of `alignsr upscale`
+
+
+def photograph(path: Path | None) -> tuple[Any, str, str]:
+    """(picture, name, where it comes from)."""
+    from ..core.image_files import ImageFile, read_image
+
+    if path is not None:
+        return read_image(path), path.stem, str(path)
+    import torch
+    from skimage import data
+
+    pixels = torch.from_numpy(data.chelsea().copy()).movedim(-1, 0)[None].float() / 255
+    return ImageFile(pixels, 8), "chelsea", "skimage.data.chelsea (photograph by Stefan van der Walt, CC0)"
+
+
+def run_demo(image: Path | None, out: Path, names: Sequence[str], tile_px: int, device: Any, quiet: bool) -> None:
+    """Restore, compare and report; raises what the library raises."""
+    import torch
+
+    from ..core.backbones import load_backbone
+    from ..core.batch import check_writable, restore_picture
+    from ..core.image_files import write_image
+    from ..core.images import to_rgb
+    from ..core.metrics import score
+    from ..core.pictures import side_by_side
+    from ..core.resize import bicubic
+    from ..core.restore import move
+    from ..core.weights import MissingModelError, bundled_models, write_atomic
+    from ..nodes.host import get_host
+
+    check_writable(out)
+    picture, name, origin = photograph(image)
+    height, width = picture.pixels.shape[-2:]
+    if max(height, width) > MAX_SIDE_PX:
+        raise ValueError(
+            f"{image}: expected a picture of at most {MAX_SIDE_PX} px a side for the demo, got {width}x{height}; use `alignsr upscale`"
+        )
+    chosen = list(names) or list(bundled_models())
+    if not chosen:
+        raise MissingModelError("model: expected bundled models in core/assets, found none; name one with --model")
+    lq = to_rgb(picture.pixels)
+    panels = {f"bicubic x{SCALE}": bicubic(lq, (height * SCALE, width * SCALE)).clamp(0, 1)}
+    entries: list[dict[str, Any]] = []
+    with Progress(len(chosen), quiet) as bar:
+        for index, model in enumerate(chosen):
+            bar.update(index, model)
+            backbone = move(load_backbone(model, get_host().all_model_dirs()), device)
+            started = time.perf_counter()
+            sr, info = restore_picture(
+                backbone,
+                picture.pixels,
+                scale=SCALE,
+                tile_px=tile_px,
+                on_tile=lambda done, total, index=index, model=model: bar.update(index + done / total, model),
+                notify=bar.line,
+            )
+            seconds = time.perf_counter() - started
+            target = write_image(out / f"{name}_x{SCALE}_{backbone.spec.name}.png", sr, like=picture)
+            panels[backbone.spec.name] = to_rgb(sr)
+            entries.append(
+                {
+                    "model": backbone.spec.name,
+                    "parameters": backbone.spec.parameters,
+                    "licence": backbone.spec.licence,
+                    "result": target.name,
+                    "seconds": round(seconds, 3),
+                    "megapixels_per_second": round(sr.shape[-1] * sr.shape[-2] / 1e6 / seconds, 4),
+                    "lr_psnr": round(float(score("lr_psnr", to_rgb(sr), lq=lq, scale=SCALE)[0]), 3),
+                    **info,
+                }
+            )
+            bar.line(f"{backbone.spec.name}: {width}x{height} -> {sr.shape[-1]}x{sr.shape[-2]} in {seconds:.1f} s")
+    comparison = out / f"{name}_side_by_side.png"
+    write_atomic(comparison, side_by_side(panels, title=f"{name}, {width}x{height} -> {width * SCALE}x{height * SCALE}").save)
+    report = {
+        "image": origin,
+        "input_size": [width, height],
+        "output_size": [width * SCALE, height * SCALE],
+        "scale": SCALE,
+        "side_by_side": comparison.name,
+        "models": entries,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    write_json(out / "report.json", report)
+    say(f"results, {comparison.name} and report.json are in {out}", quiet)

@@ -1,0 +1,141 @@
+"""Commands that tell: models and nodes."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .terminal import Progress, Quiet, say
+
+models = typer.Typer(
+    help="Which models there are, whether one loads, and how to get more. Without a subcommand: list.",
+    rich_markup_mode=None,
+    invoke_without_command=True,
+)
+
+
+@models.callback()
+def _models(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_models(as_json=False)
+
+
+@models.command("list")
+def list_models(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False) -> None:
+    """List bundled models, weight files in the model folders, and what `download` knows."""
+    from ..nodes.host import get_host
+    from .downloads import DOWNLOADS
+
+    host = get_host()
+    known = [_file_facts(name, host.resolve_model(name)) for name in host.list_models()]
+    folders = [str(folder) for folder in host.all_model_dirs()]
+    more = [{"name": name, "about": item.about, "licence": item.licence, "url": item.url} for name, item in DOWNLOADS.items()]
+    if as_json:
+        typer.echo(json.dumps({"models": known, "folders": folders, "downloads": more}, indent=2))
+        return
+    rows = [["name", "backbone", "scale", "parameters", "size", "licence"]]
+    for item in known:
+        count = "-" if item["parameters"] is None else f"{item['parameters']:,}"
+        rows.append(
+            [item["name"], item["backbone"], str(item["scale"] or "-"), count, f"{item['bytes'] / 1e6:.1f} MB", item["licence"]]
+        )
+    typer.echo(_table(rows) if len(rows) > 1 else "no models found")
+    typer.echo(f"\nmodel folders: {', '.join(folders)}\n\nto be had with `alignsr models download NAME`:")
+    typer.echo(_table([["name", "licence", "what"], *([item["name"], item["licence"], item["about"]] for item in more)]))
+
+
+@models.command("check")
+def check(
+    name: Annotated[str, typer.Argument(help="A bundled model, a file in the model folders, or a path.")],
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Load a model strictly and say what it is, with the SHA-256 of its file."""
+    from dataclasses import asdict
+
+    from ..core.backbones import load_backbone
+    from ..nodes.host import get_host
+    from .downloads import sha256_of
+
+    path = get_host().resolve_model(name)
+    backbone = load_backbone(path)
+    facts: dict[str, Any] = {"file": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path), **asdict(backbone.spec)}
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    typer.echo(_table([[key, str(value)] for key, value in facts.items()]))
+    typer.echo("loads strictly: every weight is there and fits")
+
+
+@models.command("download")
+def download(
+    name: Annotated[str, typer.Argument(help="A name from `alignsr models list`.")],
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="Folder; default: the first model folder.", show_default=False)
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Download a known model; a download that was cut off goes on where it stopped."""
+    from ..nodes.host import get_host
+    from .downloads import fetch, find_download
+
+    item = find_download(name)
+    folder = to or get_host().model_dirs("alignsr")[-1]
+    with Progress(1, quiet) as bar:
+        path, digest = fetch(
+            item,
+            folder,
+            lambda done, total: bar.update(done / max(total, 1), f"{name}  {done / 1e6:.1f} of {total / 1e6:.1f} MB"),
+        )
+    verified = "as published" if item.sha256 else "no published checksum to compare with"
+    say(f"{path}\nlicence: {item.licence}\nsha256: {digest} ({verified})", quiet)
+
+
+def nodes(
+    as_json: Annotated[bool, typer.Option("--json", help="What ComfyUI's /object_info would say, on stdout.")] = False,
+) -> None:
+    """List the nodes."""
+    from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+    from ..runner.specs import object_info
+
+    info = object_info(NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS)
+    if as_json:
+        typer.echo(json.dumps(info, indent=2))
+        return
+    rows = [[name, item["display_name"], item["category"]] for name, item in info.items()]
+    typer.echo(_table([["id", "name", "category"], *rows]))
+
+
+def _file_facts(name: str, path: Path) -> dict[str, Any]:
+    """What a weight file's header says; other programs' files are known only after loading (`check`)."""
+    facts: dict[str, Any] = {"name": name, "file": str(path), "bytes": path.stat().st_size, "backbone": "network?", "scale": None}
+    facts |= {"parameters": None, "licence": "unknown", "problem": None}
+    if path.suffix != ".safetensors":
+        return facts
+    from safetensors import safe_open
+
+    from ..core.weights import WeightsError, read_info
+
+    try:
+        info = read_info(path)
+        with safe_open(path, framework="pt") as file:
+            facts["parameters"] = sum(_count(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118  # not a dict
+    except WeightsError as error:
+        return facts | {"backbone": "damaged", "problem": str(error)}
+    return facts | {
+        "backbone": str(info.get("backbone", facts["backbone"])),
+        "scale": info.get("scale"),
+        "licence": str(info.get("licence", facts["licence"])),
+    }
+
+
+def _count(shape: list[int]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count
+
+
+def _table(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

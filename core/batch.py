@@ -1,0 +1,230 @@
+"""Folders of pictures in, folders of pictures out: what becomes what, and any kind of picture through a model.
+
+A bad file does not stop the others. Nothing here prints; the command line shows what these functions report.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .backbones.base import AnyBackbone
+from .checks import check_image, check_positive_int
+from .image_files import SUFFIXES, list_images, read_image, write_image
+from .images import split_alpha, to_rgb
+from .resize import bicubic
+from .restore import restore
+from .tiling import is_out_of_memory, with_oom_retry
+
+STOPPING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no later file of a job can be written either
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to read and where its result goes."""
+
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What became of a job.
+
+    Attributes:
+        job: the job.
+        status: `done`, `skipped` (the result was there already) or `failed`.
+        seconds: wall time.
+        facts: what the work reported, JSON-able.
+        error: one readable line when it failed.
+    """
+
+    job: Job
+    status: Literal["done", "skipped", "failed"]
+    seconds: float = 0.0
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    error: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for reports."""
+        plain: dict[str, Any] = {"source": str(self.job.source), "output": str(self.job.target), "status": self.status}
+        if self.status == "done":
+            plain |= {"seconds": round(self.seconds, 3), **self.facts}
+        return plain | ({"error": self.error} if self.error else {})
+
+
+def plan_jobs(source: str | Path, out: str | Path, suffix: str = "") -> list[Job]:
+    """Decide which file becomes which.
+
+    A folder is read with everything below it, and its structure and file names are kept under `out`. A single file goes to `out`
+    if that name ends in an image suffix, else into the folder `out` under its own name. Results of an earlier run that lie inside
+    the source folder are not taken for sources.
+
+    Args:
+        source: an image file or a folder.
+        out: a folder, or a file name for a single picture.
+        suffix: file type of the results, such as `.png`; empty keeps each file's own. Not applied to a file name in `out`.
+
+    Raises:
+        FileNotFoundError: no such source.
+        ValueError: no images, two files that would have one result, or a result that would overwrite its source.
+    """
+    source, out = Path(source), Path(out)
+    if source.is_file():
+        named = out.suffix.lower() in SUFFIXES and not out.is_dir()
+        jobs = [Job(source, out if named else out / (source.stem + (suffix or source.suffix)))]
+    elif source.is_dir():
+        inside = out.resolve()
+        keep = inside == source.resolve() or not inside.is_relative_to(source.resolve())
+        files = [path for path in list_images(source) if keep or not path.resolve().is_relative_to(inside)]
+        if not files:
+            raise ValueError(f"{source}: expected images ({', '.join(SUFFIXES)}), found none; check the folder")
+        jobs = [Job(path, out / path.relative_to(source).with_suffix(suffix or path.suffix)) for path in files]
+    else:
+        raise FileNotFoundError(f"{source}: expected an image file or a folder of images, found nothing; check the path")
+    seen: dict[Path, Path] = {}
+    for job in jobs:
+        if job.target.resolve() == job.source.resolve():
+            raise ValueError(
+                f"{job.target}: expected a result apart from its source, got the same file; choose another output folder"
+            )
+        if job.target in seen:
+            raise ValueError(
+                f"{job.target}: expected one source per result, got {seen[job.target]} and {job.source}; rename one of them"
+            )
+        seen[job.target] = job.source
+    return jobs
+
+
+def check_writable(folder: str | Path) -> None:
+    """Make sure that files can be made in `folder` (which need not exist yet), without making anything.
+
+    Raises:
+        OSError: a file stands in the way, or the place is read-only; the message names it.
+    """
+    place = Path(folder)
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(
+            f"{folder}: expected a folder to write into, got {place}, which is a file; choose another output"
+        )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{folder}: expected a folder to write into, got {place}, which is not writable; choose another output"
+        )
+
+
+def run_jobs(jobs: Sequence[Job], work: Callable[[Job], Mapping[str, Any]], *, overwrite: bool = False) -> Iterator[JobResult]:
+    """Do the jobs one by one and report each; a file that fails does not stop the others.
+
+    Args:
+        jobs: what to do.
+        work: reads, computes and writes one job (atomically) and returns facts for the report.
+        overwrite: redo results that exist.
+
+    Yields:
+        One result per job, in order.
+
+    Raises:
+        OSError: the disk is full or read-only, so that no other job could succeed; what is finished stays.
+    """
+    for job in jobs:
+        if job.target.exists() and not overwrite:
+            yield JobResult(job, "skipped")
+            continue
+        started = time.perf_counter()
+        try:
+            facts = work(job)
+        except (OSError, ValueError, TypeError, RuntimeError, MemoryError, ArithmeticError) as error:
+            if isinstance(error, OSError) and error.errno in STOPPING:
+                raise
+            yield JobResult(job, "failed", time.perf_counter() - started, error=error_line(error))
+        else:
+            yield JobResult(job, "done", time.perf_counter() - started, facts)
+
+
+def error_line(error: BaseException) -> str:
+    """One line for people: our own messages as they are, the system's with the file they belong to."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno is not None:
+        hints = {
+            errno.ENOSPC: "free some space and run it again; finished results are kept",
+            errno.EDQUOT: "free some space and run it again; finished results are kept",
+            errno.EROFS: "choose another place",
+            errno.EACCES: "check its permissions or choose another place",
+            errno.ENOTDIR: "a file stands where a folder is needed; choose another place",
+            errno.EEXIST: "a file stands where a folder is needed; choose another place",
+        }
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; {hints.get(error.errno, 'check the path')}"
+    return text or type(error).__name__
+
+
+def restore_picture(
+    backbone: AnyBackbone,
+    pixels: Tensor,
+    *,
+    scale: int = 4,
+    tile_px: int = 0,
+    overlap_px: int = -1,
+    color_fix: str = "none",
+    on_tile: Callable[[int, int], None] | None = None,
+    is_oom: Callable[[BaseException], bool] = is_out_of_memory,
+    notify: Callable[[str], None],
+) -> tuple[Tensor, dict[str, Any]]:
+    """Upscale a picture of any kind with tiles that fit into memory.
+
+    Grey goes through the model as RGB and comes back as BT.601 luma; alpha is resized by antialiased bicubic and put back.
+
+    Args:
+        backbone: from `load_backbone`.
+        pixels: [B, C, h, w] in [0, 1], C = 1, 3 or 4.
+        scale: upscaling factor.
+        tile_px: largest tile on the model's input grid; 0: the backbone's own.
+        overlap_px: overlap of tiles; -1: the backbone's own.
+        color_fix: see `restore`.
+        on_tile: see `restore`.
+        is_oom: see `with_oom_retry`.
+        notify: told, in one line, when memory ran out and a smaller tile is tried.
+
+    Returns:
+        [B, C, scale * h, scale * w] in [0, 1] and the facts of the restoration; `tile_px` in them is the tile that fitted.
+    """
+    check_image(pixels, "pixels")
+    check_positive_int(scale, "scale", high=16)
+    rgb, alpha = split_alpha(pixels)
+    side = max(pixels.shape[-2:]) * (1 if backbone.spec.kind == "network" else scale)
+    first = min(tile_px or backbone.spec.tile_px, side)
+
+    def run(tile: int) -> tuple[Tensor, dict[str, Any]]:
+        is_retry = tile < first
+        overlap = min(overlap_px, tile // 2) if is_retry else overlap_px
+        asked = tile if is_retry else tile_px
+        with torch.inference_mode():
+            done = restore(
+                backbone, to_rgb(rgb), scale=scale, tile_px=asked, overlap_px=overlap, color_fix=color_fix, on_tile=on_tile
+            )
+        return done.sr, dict(done.info)
+
+    sr, info = with_oom_retry(run, first, is_oom=is_oom, notify=notify)
+    if pixels.shape[1] == 1:
+        sr = (sr * sr.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    if alpha is not None:
+        size = (sr.shape[-2], sr.shape[-1])
+        sr = torch.cat((sr, bicubic(alpha, size).clamp(0, 1)), 1)
+    return sr, info
+
+
+def upscale_file(job: Job, restore_pixels: Callable[[Tensor], tuple[Tensor, dict[str, Any]]]) -> dict[str, Any]:
+    """Read, upscale and write one file; EXIF, ICC profile, alpha and bit depth stay as far as the target's type can hold them."""
+    picture = read_image(job.source)
+    sr, info = restore_pixels(picture.pixels)
+    write_image(job.target, sr, like=picture)
+    return {"input_size": [picture.pixels.shape[-1], picture.pixels.shape[-2]], **info}
