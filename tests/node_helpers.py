@@ -1,0 +1,37 @@
+"""Tiny models and pictures for tests of nodes and workflows."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from alignsr.core.backbones import network, pixel
+from alignsr.core.weights import save_weights
+
+
+def save_tiny_network(path: Path, scale: int = 4) -> Path:
+    """A random `lite` network of a few hundred weights; not just interpolation, since its last layer is filled too."""
+    options = {"scale": scale, "features": 4, "blocks": 1}
+    backbone = network.build("lite", options, path.stem)
+    return _save(path, backbone.network, {"backbone": "network", "architecture": "lite", "options": options, "scale": scale})
+
+
+def save_tiny_pixel(path: Path) -> Path:
+    """A random pixel transformer with 4-pixel patches."""
+    options = {"patch_px": 4, "width": 8, "heads": 2, "layers": 1, "mlp_ratio": 1.0, "conditioning_dim": 4, "start_sigma": 0.8}
+    backbone = pixel.PixelBackbone(options, path.stem)
+    return _save(path, backbone.network, {"backbone": "pixel", "architecture": "pixel", "options": backbone.options, "scale": 4})
+
+
+def _save(path: Path, module: torch.nn.Module, info: dict) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    state = {name: 0.05 * torch.randn(tensor.shape, generator=generator) for name, tensor in module.state_dict().items()}
+    return save_weights(path, state, info | {"name": path.stem, "licence": "Apache-2.0"})
+
+
+def picture(batch: int = 1, height: int = 12, width: int = 10, channels: int = 3, seed: int = 0) -> Tensor:
+    """A smooth random IMAGE [B, H, W, C]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(batch, channels, 4, 4, generator=generator)
+    fine = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
+    return fine.clamp(0, 1).movedim(1, -1).contiguous()
