@@ -2,6 +2,7 @@
 
 from .degrade import Degrade
 from .folder import LoadImageFolder
+from .host import register_model_folder
 from .models import LoadSRModel
 from .report import Compare, SaveReport
 from .restore import ColorFix, OneStepSR
@@ -22,3 +23,5 @@ NODES: dict[type, str] = {
 }
 NODE_CLASS_MAPPINGS: dict[str, type] = {f"{PREFIX}{node.__name__}": node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {f"{PREFIX}{node.__name__}": f"{title} (AlignSR)" for node, title in NODES.items()}
+
+register_model_folder()  # models/alignsr must be known before ComfyUI lists the inputs of Load SR Model
