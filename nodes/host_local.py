@@ -73,6 +73,9 @@ class LocalHost(Host):
 
     def check_interrupt(self) -> None:
         if self._cancelled.is_set():
+            if self._display is not None and self._job_total == 0:  # a lone bar has no `job` block to end it
+                self._display.stop()
+                self._display = None
             raise Interrupted("cancelled by the user")
 
     # progress
