@@ -135,9 +135,7 @@ class Host:
         for candidate in self._input_candidates(plain, folders):
             if plain and candidate.exists():
                 return candidate
-        raise FileNotFoundError(
-            f"image: expected a file in {' or '.join(map(str, folders))}, found no {plain!r}; check the name"
-        )
+        raise FileNotFoundError(f"image: expected a file in {' or '.join(map(str, folders))}, found no {plain!r}; check the name")
 
     def _input_candidates(self, name: str, folders: Sequence[Path]) -> list[Path]:
         return [folder / name for folder in folders if _is_inside(folder / name, folder)]
