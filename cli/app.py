@@ -1,5 +1,6 @@
 """The application: its commands, what every command shares, and how errors reach the user."""
 
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Annotated
 import typer
 
 from . import images, information, jobs, measure
-from .terminal import OK, STOPPED, WRONG, complain
+from .terminal import OK, STOPPED, WRONG, complain, say
 
 EPILOG = (
     "Exit codes: 0 done, 1 error, 2 wrong use, 130 stopped by Ctrl-C. Messages go to stderr, results to stdout. "
@@ -60,12 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [item for item in arguments if item != "--debug"]
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # comes with pyiqa and warns, on import, of kernels nobody asked for
     try:
         app(args=arguments, prog_name="alignsr")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else OK if end.code is None else WRONG
     except KeyboardInterrupt:
-        complain("stopped; finished results are kept")
+        say("stopped; finished results are kept")
         return STOPPED
     except Exception as error:  # noqa: BLE001  # the last stop: whatever went wrong becomes one line
         if debug:

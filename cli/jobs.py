@@ -152,8 +152,7 @@ def train(
     except (Stopped, KeyboardInterrupt) as stop:
         saved = checkpoints(folder)
         at = f"at {saved[-1].name}" if saved else "before the first checkpoint"
-        complain(f"{stop or 'stopped'}")
-        say(f"stopped {at}; go on with: {again}")
+        say(f"{stop or f'stopped {at}'}\n{again}")
         raise typer.Exit(STOPPED) from None
     say(f"{result.weights}\n{result.curve}", quiet)
     last = dict(result.logs[-1]) if result.logs else {}

@@ -6,12 +6,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from .terminal import (
-    WRONG,
     DeviceOption,
     JsonFile,
     PrecisionOption,
@@ -28,11 +27,21 @@ from .terminal import (
     write_text,
 )
 
-BENCHMARKS = {  # name -> what it measures; the file is benchmarks/<name with _>.py in the repository
-    "import-time": "seconds and memory of importing the pack over `import torch`",
-    "degradation": "degraded images per second beside a per-image OpenCV pipeline",
-    "tiling": "what tiles cost over one whole pass",
-    "upscale": "megapixels per second of each bundled model",
+
+class Benchmark(NamedTuple):
+    """A script in benchmarks/: its file, what it measures, and the arguments without which it does not run."""
+
+    file: str
+    about: str
+    needs: str = ""
+
+
+BENCHMARKS = {
+    "import-time": Benchmark("import_time.py", "seconds and memory of importing the pack over `import torch`"),
+    "degradation": Benchmark("degradation.py", "degraded images per second beside a per-image OpenCV pipeline"),
+    "tiling": Benchmark("tiling.py", "work and time of tiles over one whole pass"),
+    "upscale": Benchmark("upscale.py", "megapixels per second of each bundled model"),
+    "bundled-models": Benchmark("bundled_models.py", "PSNR and SSIM of each bundled model against bicubic", "--data DIR"),
 }
 BENCHMARK_FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -142,45 +151,64 @@ def _restored(pairs: Any, model: str, scale: int, tile_px: int, device: Any, pre
 
 def bench(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="One benchmark; default: all of them.", show_default=False)
+        str | None,
+        typer.Argument(metavar="[NAME]", help="One benchmark; default: all that need no arguments.", show_default=False),
+    ] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- ARGUMENTS]", help="For the benchmark itself, after --, e.g. -- --help.", show_default=False),
     ] = None,
     json_file: JsonFile = None,
     list_only: Annotated[bool, typer.Option("--list", help="Say which there are.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Run the benchmarks of the repository and print their tables."""
-    from ..core.checks import did_you_mean
-
     if list_only:
-        for known, text in BENCHMARKS.items():
-            typer.echo(f"{known:12} {text}")
+        for known, item in BENCHMARKS.items():
+            typer.echo(f"{known:15} {item.about}" + (f" (needs -- {item.needs})" if item.needs else ""))
         return
-    if name is not None and name.replace("_", "-") not in BENCHMARKS:
-        raise ValueError(f"NAME: expected a benchmark, got {name!r}; {did_you_mean(name, list(BENCHMARKS))}")
-    chosen = [name.replace("_", "-")] if name else list(BENCHMARKS)
-    files = {known: BENCHMARK_FOLDER / f"{known.replace('-', '_')}.py" for known in chosen}
-    if lacking := [str(path) for path in files.values() if not path.is_file()]:
-        raise FileNotFoundError(
-            f"{lacking[0]}: expected the benchmarks of the repository, found none; they are not part of an installed package: "
-            "clone the repository and install it with `pip install -e .`"
-        )
+    chosen = _choose(name)
     report: dict[str, Any] = {}
     failed: list[str] = []
-    for known, path in files.items():
-        say(f"== {known}: {BENCHMARKS[known]}", quiet)
-        code, report[known] = _run_benchmark(path, to_stderr=quiet or str(json_file) == "-", quiet=quiet)
+    for known, item in chosen.items():
+        say(f"== {known}: {item.about}", quiet)
+        to_stderr = str(json_file) == "-"
+        code, report[known] = _run_benchmark(BENCHMARK_FOLDER / item.file, arguments or [], to_stderr=to_stderr, quiet=quiet)
         if code:
             failed.append(f"{known} (exit code {code})")
-    write_json(json_file, report[chosen[0]] if name else report)
+    write_json(json_file, next(iter(report.values())) or {} if name else report)
     if failed:
-        say(f"error: {', '.join(failed)} did not pass")
-        raise typer.Exit(WRONG)
+        raise RuntimeError(f"{', '.join(failed)}: expected to pass, did not; see above")
 
 
-def _run_benchmark(path: Path, to_stderr: bool, quiet: bool) -> tuple[int, Any]:
+def _choose(name: str | None) -> dict[str, Benchmark]:
+    """The named benchmark, or all that run without arguments; their files exist.
+
+    Raises:
+        ValueError: unknown name.
+        FileNotFoundError: installed without the repository.
+    """
+    from ..core.checks import did_you_mean
+
+    key = name.replace("_", "-") if name is not None else None
+    if key is not None and key not in BENCHMARKS:
+        raise ValueError(f"NAME: expected a benchmark, got {name!r}; {did_you_mean(key, list(BENCHMARKS))}")
+    chosen = {key: BENCHMARKS[key]} if key else {known: item for known, item in BENCHMARKS.items() if not item.needs}
+    for item in chosen.values():
+        if not (BENCHMARK_FOLDER / item.file).is_file():
+            raise FileNotFoundError(
+                f"{BENCHMARK_FOLDER / item.file}: expected the benchmarks of the repository, found none; they are not part of an "
+                "installed package: clone the repository and install it with `pip install -e .`"
+            )
+    return chosen
+
+
+def _run_benchmark(path: Path, arguments: list[str], *, to_stderr: bool, quiet: bool) -> tuple[int, Any]:
     """Run one benchmark in a process of its own and read its JSON."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         output: Any = subprocess.DEVNULL if quiet else sys.stderr if to_stderr else None
-        code = subprocess.run([sys.executable, str(path), "--json", str(result)], stdout=output, check=False).returncode
+        code = subprocess.run(
+            [sys.executable, str(path), *arguments, "--json", str(result)], stdout=output, check=False
+        ).returncode
         return code, json.loads(result.read_text(encoding="utf-8")) if result.is_file() else None

@@ -1,13 +1,14 @@
 """Image files in and out: 8 and 16 bit, grey, RGB, alpha; EXIF, ICC profile and format are kept; writing is atomic."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .checks import check_image
@@ -69,10 +70,12 @@ def read_image(path: str | Path) -> ImageFile:
                         "cut the picture into parts"
                     )
                 icc = cast("bytes | None", opened.info.get("icc_profile"))
+                is_deep = _has_16bit_colour(opened)
                 opened.load()
                 turned = ImageOps.exif_transpose(opened)
                 exif = turned.getexif().tobytes() or None
-                array, depth = _to_array(turned)
+                array, depth = (_read_16bit_colour(path, opened), 16) if is_deep else _to_array(turned)
+                icc = icc if _fits(icc, array.shape[2]) else None
     except UnidentifiedImageError as error:
         raise ImageFileError(
             f"{path}: expected an image, got a file of another kind; supported are {', '.join(SUFFIXES)}"
@@ -87,6 +90,44 @@ def read_image(path: str | Path) -> ImageFile:
         raise ImageFileError(f"{path}: expected a whole image, got a damaged or truncated one ({error}); get it again") from error
     pixels = torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, 0)[None]
     return ImageFile(pixels, depth, exif, icc)
+
+
+def _has_16bit_colour(image: Image.Image) -> bool:
+    """16-bit RGB, RGBA or grey with alpha in PNG or TIFF: Pillow has no mode for them and would silently drop 8 bits."""
+    if image.mode not in ("RGB", "RGBA", "LA"):
+        return False
+    if image.format == "TIFF":
+        depths: Any = getattr(image, "tag_v2", {}).get(258, ())
+        return bool(depths) and all(depth == 16 for depth in depths)
+    return image.format == "PNG" and any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def _read_16bit_colour(path: Path, image: Image.Image) -> Any:
+    """float32 [H, W, 3|4] of a file for which `_has_16bit_colour` holds, turned as its EXIF block says."""
+    from .compat import import_third_party
+
+    cv2 = import_third_party("cv2")
+    values: Any = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16 or values.ndim != 3:
+        raise ImageFileError(f"{path}: expected 16-bit colours, got a coding that cannot be read; save it again as PNG or TIFF")
+    values = values[..., [2, 1, 0, 3][: values.shape[2]]]
+    turns: dict[int, Callable[[Any], Any]] = {
+        2: lambda x: x[:, ::-1],
+        3: lambda x: x[::-1, ::-1],
+        4: lambda x: x[::-1],
+        5: lambda x: x.swapaxes(0, 1),
+        6: lambda x: x.swapaxes(0, 1)[:, ::-1],
+        7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+        8: lambda x: x.swapaxes(0, 1)[::-1],
+    }
+    turn = turns.get(int(image.getexif().get(ExifTags.Base.Orientation, 1)), lambda x: x)
+    return (turn(values) / 65535).astype(np.float32)
+
+
+def _fits(icc: bytes | None, channels: int) -> bool:
+    """Does a profile describe colours of this kind? A CMYK or palette source is converted, so its profile no longer applies."""
+    space = (icc or b"")[16:20]
+    return space not in (b"CMYK", b"Lab ", b"GRAY", b"RGB ") or space == (b"GRAY" if channels == 1 else b"RGB ")
 
 
 def _to_array(image: Image.Image) -> tuple[Any, int]:
