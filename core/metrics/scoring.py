@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import check_finite, check_image, check_same_shape, did_you_mean
-from ..images import crop_border, quantize_8bit, rgb_to_y, to_rgb
+from ..checks import check_finite, check_image, did_you_mean
+from ..images import quantize_8bit, to_rgb
 from .adapter import LearnedMetric
 from .distortion import Channel, lr_psnr, psnr, ssim
 from .files import missing_files
@@ -41,7 +41,16 @@ METRICS: dict[str, MetricSpec] = {
         note="dB, after downscaling; crops one input pixel",
     ),
     "lsd": MetricSpec(
-        "lsd", "LSD", "spectral", False, (0.0, INF), "none", "y", needs_reference=True, note="dB between radial power spectra"
+        "lsd",
+        "LSD",
+        "spectral",
+        False,
+        (0.0, INF),
+        "none",
+        "y",
+        needs_reference=True,
+        min_side_px=4,
+        note="dB between radial power spectra",
     ),
     **LEARNED,
 }
@@ -113,14 +122,12 @@ def _lsd(x: _Images) -> Tensor:
     from ..spectral import log_spectral_distance
 
     assert x.gt is not None
-    sr, gt = (_luma(image, name, x) for image, name in ((x.sr, "sr"), (x.gt, "gt")))
-    check_same_shape(sr, gt, "sr", "gt")
-    return log_spectral_distance(sr, gt)
+    return log_spectral_distance(_rgb(x.sr, "sr", x.quantize), _rgb(x.gt, "gt", x.quantize))
 
 
-def _luma(image: Tensor, name: str, x: _Images) -> Tensor:
+def _rgb(image: Tensor, name: str, quantize: bool) -> Tensor:
     rgb = to_rgb(check_finite(check_image(image, name), name)).double()
-    return rgb_to_y(crop_border(quantize_8bit(rgb) if x.quantize else rgb, x.crop))
+    return quantize_8bit(rgb) if quantize else rgb
 
 
 _OWN: dict[str, Callable[[_Images], Tensor]] = {
