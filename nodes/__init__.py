@@ -4,7 +4,7 @@ from .degrade import Degrade
 from .folder import LoadImageFolder
 from .host import register_model_folder
 from .models import LoadSRModel
-from .report import Compare, SaveReport
+from .report import Compare, SaveReport, Spectrum
 from .restore import ColorFix, OneStepSR
 from .score import IQAReward
 from .train import TrainSRNetwork
@@ -17,6 +17,7 @@ NODES: dict[type, str] = {
     ColorFix: "Colour Fix",
     IQAReward: "IQA Reward",
     Compare: "Compare",
+    Spectrum: "Spectrum",
     SaveReport: "Save Report",
     LoadImageFolder: "Load Image Folder",
     TrainSRNetwork: "Train SR Network",

@@ -10,14 +10,18 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from ..core.checks import check_same_shape
 from ..core.image_files import to_pil
 from ..core.images import bhwc_to_bchw
-from ..core.pictures import difference, side_by_side
+from ..core.pictures import difference, side_by_side, spectra
 from ..core.pictures import table as draw_table
 from ..core.resize import bicubic
+from ..core.spectral import log_spectral_distance, periodic_energy_score, radial_spectrum
 from ..core.weights import write_atomic
 from .common import as_list, first, match_batch, read_json, take, to_image
 from .host import get_host
+
+GRID_SCORE_SIDE_PX = 64  # smaller pictures are too short for a grid of 16 px to show
 
 
 def _centres(text: str) -> list[tuple[int, int]]:
@@ -121,6 +125,58 @@ class Compare:
         return to_image(sheets), to_image(heats)
 
 
+class Spectrum:
+    """Node AlignSRSpectrum."""
+
+    CATEGORY = "AlignSR/evaluation"
+    DESCRIPTION = (
+        "Draws the energy of pictures by spatial frequency against their reference, and measures how far apart the spectra are."
+    )
+    FUNCTION = "analyse"
+    RETURN_TYPES = ("IMAGE", "FLOAT")
+    RETURN_NAMES = ("spectrum", "log_spectral_distance")
+    OUTPUT_TOOLTIPS = (
+        "The curves as a picture, averaged over the batch; the legend has each distance to the reference.",
+        "Root mean square difference of the log spectra in dB, averaged over the batch; 0 for equal spectra, lower is better.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "The restored pictures; sides of at least 4 px."}),
+                "reference": ("IMAGE", {"tooltip": "Ground truth of the same size; one for all, or one each."}),
+            },
+            "optional": {
+                "input": (
+                    "IMAGE",
+                    {"tooltip": "What they were made from; enlarged by bicubic interpolation and drawn as a third curve."},
+                ),
+            },
+        }
+
+    def analyse(self, image: Tensor, reference: Tensor, input: Tensor | None = None) -> tuple[Tensor, float]:
+        sr = take(image, "image").rgb
+        gt = match_batch(take(reference, "reference").rgb, sr.shape[0], "reference")
+        check_same_shape(gt, sr, "reference", "image")
+        shown = {"restored": sr}
+        if input is not None:
+            before = match_batch(take(input, "input").rgb, sr.shape[0], "input")
+            shown["input (bicubic)"] = bicubic(before, (sr.shape[-2], sr.shape[-1])).clamp(0, 1)
+        get_host().check_interrupt()
+        distances = {name: float(log_spectral_distance(pixels, gt).mean()) for name, pixels in shown.items()}
+        side = min(sr.shape[-2:])
+        curves = {
+            name: [((r + 1) / side, power) for r, power in enumerate(radial_spectrum(pixels).mean(0).tolist())]
+            for name, pixels in {"reference": gt, **shown}.items()
+        }
+        title = "Radial power spectra"
+        if side >= GRID_SCORE_SIDE_PX:
+            scores = (float(periodic_energy_score(pixels).max()) for pixels in (sr, gt))
+            title += "; grid score {:.2f}, reference {:.2f}".format(*scores)
+        return to_image([spectra(curves, distances=distances, title=title)]), distances["restored"]
+
+
 class SaveReport:
     """Node AlignSRSaveReport."""
 
@@ -221,24 +277,30 @@ def _columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*dict.fromkeys(names), "reward"]
 
 
+def _lines(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """(name, column -> value) of every picture, and of the mean where there is one record."""
+    lines = [
+        (str(image.get("name", "")), {**image.get("scores", {}), "reward": image.get("reward")})
+        for record in records
+        for image in record["images"]
+    ]
+    return lines + ([("mean", dict(records[0].get("mean", {})))] if len(records) == 1 else [])
+
+
 def _as_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """A header, a line per picture, and the mean where there is one record."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     columns = _columns(records)
     writer.writerow(["name", *columns])
-    lines = [image for record in records for image in record["images"]]
-    lines += [{"name": "mean", **records[0].get("mean", {})}] if len(records) == 1 else []
-    for line in lines:
-        writer.writerow([line.get("name", ""), *("" if line.get(column) is None else repr(line[column]) for column in columns)])
+    for name, values in _lines(records):
+        writer.writerow([name, *("" if values.get(column) is None else repr(values[column]) for column in columns)])
     return out.getvalue()
 
 
 def _scores_picture(records: Sequence[Mapping[str, Any]]) -> Image.Image:
     columns = _columns(records)
-    lines = [
-        [str(image.get("name", "")), *("" if image.get(c) is None else f"{image[c]:.4g}" for c in columns)]
-        for record in records
-        for image in record["images"]
+    rows = [
+        [name, *("" if values.get(column) is None else f"{values[column]:.4g}" for column in columns)]
+        for name, values in _lines(records)
     ]
-    return draw_table(["image", *columns], lines, title="Scores")
+    return draw_table(["image", *columns], rows, title="Scores", has_summary=len(records) == 1)

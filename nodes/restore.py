@@ -138,9 +138,17 @@ class OneStepSR:
     ) -> tuple[Tensor, Tensor, str]:
         pixels, host, spec = take(image, "image"), get_host(), model.backbone.spec
         device = torch.device("cpu") if model.device == "cpu" else host.device()
+        multiple = spec.size_multiple
         longest = max(pixels.size) * (1 if spec.kind == "network" else scale)
-        tile = min(tile_px or spec.tile_px, max(longest, spec.size_multiple))
-        overlap = spec.overlap_px if overlap_px < 0 else overlap_px
+        longest += -longest % multiple
+        largest = min(tile_px or spec.tile_px, longest)  # halving a tile that is larger than the picture would change nothing
+
+        def overlap_for(tile: int) -> int:
+            if overlap_px >= 0 and tile == largest < longest:
+                return overlap_px  # as typed in: plan() says so if it does not fit
+            own = spec.overlap_px if overlap_px < 0 else overlap_px
+            return min(own, tile // 2 // multiple * multiple) if tile < longest else 0
+
         bar = JobBar(host, "restoring")
 
         def run(tile_px: int) -> Restored:
@@ -150,8 +158,7 @@ class OneStepSR:
                 pixels.rgb,
                 scale=scale,
                 tile_px=tile_px,
-                # an overlap typed in by the user is checked as it is; the model's own, and any in a smaller second try, must fit
-                overlap_px=overlap if tile_px == tile and overlap_px >= 0 and longest > tile else min(overlap, tile_px // 2),
+                overlap_px=overlap_for(tile_px),
                 batch_size=batch_size,
                 sigma=sigma or None,
                 strength=strength,
@@ -163,9 +170,9 @@ class OneStepSR:
             LOGGER.warning("One-Step SR: %s", message)
             host.soft_empty_cache()
 
-        needed = 4 * spec.parameters + batch_size * tile * tile * spec.bytes_per_pixel
+        needed = 4 * spec.parameters + batch_size * largest * largest * spec.bytes_per_pixel
         with on_device(model.backbone, device, host, needed) as backbone:
-            restored = with_oom_retry(run, tile, is_oom=host.is_oom, notify=notify)
+            restored = with_oom_retry(run, largest, is_oom=host.is_oom, notify=notify)
         info = {**restored.info, "model_file": model.path.name}
         return give(restored.sr, pixels), give(restored.lq_up, pixels), json.dumps(info, indent=2)
 

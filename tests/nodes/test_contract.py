@@ -1,7 +1,7 @@
-"""What every node class owes its users and every saved workflow: declarations that fit together, texts, a help page, a stable interface.
+"""What every node class owes users and saved workflows: fitting declarations, texts, a help page, a stable interface.
 
-Changed an interface on purpose? `python tests/nodes/test_contract.py` writes the snapshot anew; look at its diff: ids, names, order and
-types of inputs and outputs are what saved workflows are made of, so only additions at the end keep them working.
+Changed an interface on purpose? `python tests/nodes/test_contract.py` writes the snapshot anew; look at its diff: ids, names,
+order and types of inputs and outputs are what saved workflows are made of, so only additions at the end keep them working.
 """
 
 import inspect
