@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 
 from comfyui.browser import Browser, find_chromium
+from comfyui.materials import NETWORK, write_model, write_pictures
 from comfyui.server import Server
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running = Server(tmp_path_factory.mktemp("comfyui"))
+    write_pictures(running.base / "input")
+    for name in NETWORK:
+        write_model(running.base / "models" / "alignsr", name)
     try:
         yield running.start()
     finally:

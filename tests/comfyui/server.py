@@ -56,6 +56,7 @@ class Job:
 
     prompt_id: str
     messages: list[Message] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)  # when each message arrived, time.monotonic()
     previews: list[Preview] = field(default_factory=list)
     history: dict[str, Any] = field(default_factory=dict)
 
@@ -69,6 +70,11 @@ class Job:
     def progress(self, node_id: str) -> list[int]:
         """The values of a node's bar, in the order in which they came."""
         return [data["value"] for data in self.of_type("progress") if data["node"] == node_id]
+
+    def progress_after(self, moment: float) -> int:
+        """How many steps of a bar were reported after a moment."""
+        kinds = [message["type"] for message in self.messages]
+        return sum(kind == "progress" and arrived > moment for kind, arrived in zip(kinds, self.times, strict=True))
 
     @property
     def cached(self) -> set[str]:
@@ -120,6 +126,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    """One entry of an API-format prompt."""
+    return {"class_type": class_type, "inputs": inputs}
+
+
 class Server:
     """ComfyUI with our pack as `custom_nodes/Align-SR` and the packs in `tests/comfyui/packs`."""
 
@@ -140,8 +151,9 @@ class Server:
 
     def start(self, timeout_s: float = 120) -> "Server":
         python = os.environ.get("COMFYUI_PYTHON") or sys.executable
+        checkout = str(Path(os.environ["COMFYUI_PATH"]).expanduser().resolve())
         port = self.url.rpartition(":")[2]
-        command = [python, str(HERE / "launch.py"), os.environ["COMFYUI_PATH"], "--cpu", "--listen", "127.0.0.1", "--port", port]
+        command = [python, str(HERE / "launch.py"), checkout, "--cpu", "--listen", "127.0.0.1", "--port", port]
         command += ["--base-directory", str(self.base), "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
         environment = {name: value for name, value in os.environ.items() if name != "ALIGNSR_MODELS"}
         with self.log_path.open("wb") as log:
@@ -196,6 +208,13 @@ class Server:
     def interrupt(self) -> None:
         self.request("/interrupt", {})
 
+    def forget_results(self) -> None:
+        """Drop all cached results and wait until it is done: what a restart or a lack of memory does."""
+        self.request("/free", {"unload_models": True, "free_memory": True})
+        probe = {"1": node("EmptyImage", width=8, height=8, batch_size=1, color=0), "2": node("PreviewImage", images=["1", 0])}
+        while self.run(probe).cached:  # the queue looks at the flag before it waits for the next prompt
+            time.sleep(0.1)
+
     # one prompt from start to end
 
     def run(self, prompt: dict[str, Any], on_message: Callable[[Job], None] | None = None, timeout_s: float = 120) -> Job:
@@ -244,6 +263,7 @@ class Server:
                 if message.get("data", {}).get("prompt_id") != job.prompt_id:
                     continue
                 job.messages.append(message)
+                job.times.append(time.monotonic())
                 if message["type"] in END:
                     return
             if on_message is not None:

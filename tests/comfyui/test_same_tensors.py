@@ -1,0 +1,64 @@
+"""The server and our runner give the same tensors for the same API-format prompt, bit for bit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfyui.runner import differences, run_locally, with_dumps
+from comfyui.server import Server, node
+
+pytestmark = pytest.mark.comfyui
+
+
+def compare(prompt: dict[str, Any], server: Server, tmp_path: Path) -> list[str]:
+    job = server.run(with_dumps(prompt, tmp_path / "server"), timeout_s=240)
+    assert job.end == "execution_success", job.why()
+    run_locally(with_dumps(prompt, tmp_path / "runner"), server, tmp_path / "output")
+    assert list((tmp_path / "server").iterdir())
+    return differences(tmp_path / "server", tmp_path / "runner")
+
+
+def test_degrade_restore_score_and_compare(server: Server, tmp_path: Path) -> None:
+    prompt = {
+        "1": node("LoadImage", image="wide.png"),
+        "2": node("AlignSRDegrade", image=["1", 0], preset="realesrgan", seed=7, scale=4, jpeg="codec"),
+        "3": node("AlignSRLoadSRModel", model_name="fast.safetensors", precision="fp32", device="auto"),
+        "4": node("AlignSROneStepSR", model=["3", 0], image=["2", 0], scale=4, color_fix="adain", tile_px=24, overlap_px=8),
+        "5": node("AlignSRColorFix", image=["4", 0], reference=["2", 0], method="wavelet"),
+        "6": node("AlignSRIQAReward", images=["5", 0], reference=["2", 1], metrics="psnr_y, ssim_y, lsd", scale=4),
+        "7": node("AlignSRCompare", result=["5", 0], input=["2", 0], reference=["2", 1], num_crops=2, crop_px=0, panel_px=200),
+        "8": node("AlignSRSaveReport", scores=["6", 0], filename_prefix="same/report", pictures=["7", 0], params=["2", 2]),
+    }
+    reports = f"{8}_0.json"  # the path of the report differs, as the output folders do
+    assert [line for line in compare(prompt, server, tmp_path) if not line.startswith(reports)] == []
+
+
+def test_lists_of_pictures(server: Server, tmp_path: Path) -> None:
+    prompt = {
+        "1": node("AlignSRLoadImageFolder", folder="photos", start=0, limit=0, on_error="stop"),
+        "2": node("AlignSRDegrade", image=["1", 0], preset="bicubic", seed=0, scale=4, jpeg="codec"),
+        "3": node("AlignSRLoadSRModel", model_name="fast.safetensors", precision="fp32", device="auto"),
+        "4": node("AlignSROneStepSR", model=["3", 0], image=["2", 0], scale=4, color_fix="none", tile_px=0, overlap_px=-1),
+        "5": node("AlignSRIQAReward", images=["4", 0], reference=["1", 0], names=["1", 1], metrics="psnr_y", scale=4),
+        "6": node("SaveImage", images=["4", 0], filename_prefix="same/lists"),
+    }
+    assert compare(prompt, server, tmp_path) == []
+
+
+def test_alpha_from_load_image(server: Server, tmp_path: Path) -> None:
+    """LoadImage itself is ours in the runner: its picture and mask must be ComfyUI's."""
+    prompt = {"1": node("LoadImage", image="alpha.png")}
+    for name, index in (("image", 0), ("mask", 1)):
+        prompt[name] = node("AlignSRTestTensorDump", value=["1", index], folder="", name=name)
+
+    def into(folder: Path) -> dict[str, Any]:
+        copy = json.loads(json.dumps(prompt))
+        for name in ("image", "mask"):
+            copy[name]["inputs"]["folder"] = str(folder)
+        return copy
+
+    assert server.run(into(tmp_path / "server")).end == "execution_success"
+    run_locally(into(tmp_path / "runner"), server, tmp_path / "output")
+    assert differences(tmp_path / "server", tmp_path / "runner") == []
