@@ -27,6 +27,7 @@ class NodeHooks:
         self.host, self.title = host, title
         self.bar: Any = None
         self.frame: Image.Image | None = None
+        self.stop: BaseException | None = None  # the host's interruption, kept until the loop has saved its state
 
     def progress(self, step: int, total: int, logs: Mapping[str, float]) -> None:
         self.bar = self.bar or self.host.progress(total, f"training {self.title}")
@@ -37,9 +38,11 @@ class NodeHooks:
         self.frame = image
 
     def should_stop(self) -> bool:
-        """Never by itself; raises the host's own interruption within a step."""
-        self.host.check_interrupt()
-        return False
+        try:
+            self.host.check_interrupt()
+        except self.host.interrupt_types as stop:
+            self.stop = stop
+        return self.stop is not None
 
 
 def read_config(config: str, overrides: str, data_folder: str, out_name: str) -> tuple[Any, Any]:
@@ -101,6 +104,19 @@ def run_folder(root: Path, config: Any, resume: bool) -> Path:
         fresh = folder.with_name(f"{folder.name}-{count}")
         count += 1
     return fresh
+
+
+def _train(recipe: Any, config: Any, folder: Path, hooks: NodeHooks, resume: bool) -> Path:
+    """Run the recipe; an interruption by the user leaves as the host's own exception, after the loop has saved its state."""
+    from ..train.loop import Stopped
+
+    try:
+        weights: Path = recipe.train(config, folder, hooks, resume=resume).weights
+    except Stopped as stopped:
+        raise (hooks.stop or stopped) from stopped
+    if hooks.stop is not None:  # it came with the last step: the run is finished, the workflow is not to go on
+        raise hooks.stop
+    return weights
 
 
 class TrainSRNetwork:
@@ -180,7 +196,7 @@ class TrainSRNetwork:
         weights = finished_weights(folder, settings)
         if weights is None:
             host.free_memory(2**31)
-            weights = recipe.train(settings, folder, NodeHooks(host, settings.name), resume=resume).weights
+            weights = _train(recipe, settings, folder, NodeHooks(host, settings.name), resume)
         else:
             LOGGER.info("Train SR Network: found the finished run %s (%s)", folder, config_hash(settings))
         logs = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
