@@ -18,7 +18,7 @@ import alignsr
 from paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-CODE_FOLDERS = ("core", "train", "nodes", "runner")
+CODE_FOLDERS = ("core", "train", "nodes", "runner", "cli")
 DATA_FOLDERS = ("core/assets", "configs", "web", "workflows")
 HEAVY = "diffusers transformers peft pyiqa torchvision comfy folder_paths spandrel timm accelerate skimage scipy matplotlib cv2"
 NOT_SOURCE = shutil.ignore_patterns(
@@ -172,7 +172,7 @@ def test_importing_every_module_of_the_pack_pulls_in_nothing_heavy(tmp_path: Pat
 import importlib, pkgutil, sys
 import torch
 names = []
-for layer in ("core", "train", "nodes", "runner"):
+for layer in ("core", "train", "nodes", "runner", "cli"):
     package = importlib.import_module("alignsr." + layer)
     for item in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(item.name)
