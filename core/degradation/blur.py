@@ -1,17 +1,31 @@
 """Blur kernels of the Real-ESRGAN family and the filter that applies one kernel per sample."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_BLOCK = 64
 
-def _normalised_with_padding(kernel: Tensor, pad_to: int | None) -> Tensor:
+# Kernels are built in numpy: on a few hundred values a call of torch costs several times the arithmetic.
+Kernel = np.ndarray[Any, np.dtype[np.float64]]
+
+
+# The stubs of torch leave these three untyped.
+_bessel_j1 = cast(Callable[[Tensor], Tensor], torch.special.bessel_j1)  # pyright: ignore[reportUnknownMemberType]
+_rfft2 = cast(Callable[[Tensor, tuple[int, int]], Tensor], torch.fft.rfft2)  # pyright: ignore[reportUnknownMemberType]
+_irfft2 = cast(Callable[[Tensor, tuple[int, int]], Tensor], torch.fft.irfft2)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _finished(kernel: Kernel, pad_to: int | None) -> Tensor:
     kernel = kernel / kernel.sum()
     margin = 0 if pad_to is None else (pad_to - kernel.shape[-1]) // 2
-    return F.pad(kernel, (margin,) * 4)
+    return torch.from_numpy(np.pad(kernel, margin) if margin else kernel)
 
 
 def smooth_kernel(
@@ -48,20 +62,20 @@ def smooth_kernel(
         >>> float(smooth_kernel("iso", 7, sigma_x=1.0).sum())
         1.0
     """
-    axis = torch.arange(size, dtype=torch.float64) - (size - 1) // 2
+    axis = np.arange(size, dtype=np.float64) - (size - 1) // 2
     y, x = axis[:, None], axis[None, :]
     if kind.endswith("aniso"):
         cos, sin = math.cos(rotation), math.sin(rotation)
         q = ((cos * x + sin * y) / sigma_x) ** 2 + ((cos * y - sin * x) / (sigma_y or sigma_x)) ** 2
     else:
-        q = (x**2 + y**2) / sigma_x**2
+        q = (x * x + y * y) / sigma_x**2
     if kind.startswith("plateau"):
         kernel = 1.0 / (1.0 + q**beta)
     elif kind.startswith("generalized"):
-        kernel = torch.exp(-0.5 * q**beta)
+        kernel = np.exp(-0.5 * q**beta)
     else:
-        kernel = torch.exp(-0.5 * q)
-    return _normalised_with_padding(kernel, pad_to)
+        kernel = np.exp(-0.5 * q)
+    return _finished(kernel, pad_to)
 
 
 def sinc_kernel(size: int, cutoff: float, *, pad_to: int | None = None) -> Tensor:
@@ -84,13 +98,14 @@ def sinc_kernel(size: int, cutoff: float, *, pad_to: int | None = None) -> Tenso
         >>> tuple(sinc_kernel(13, 2.4, pad_to=21).shape)
         (21, 21)
     """
-    axis = torch.arange(size, dtype=torch.float64) - (size - 1) // 2
-    radius = torch.hypot(axis[:, None], axis[None, :])
+    axis = np.arange(size, dtype=np.float64) - (size - 1) // 2
+    radius = np.hypot(axis[:, None], axis[None, :])
     middle = (size - 1) // 2
     radius[middle, middle] = 1.0
-    kernel = cutoff * torch.special.bessel_j1(cutoff * radius) / (2 * math.pi * radius)
+    bessel = _bessel_j1(torch.from_numpy(cutoff * radius)).numpy()
+    kernel: Kernel = cutoff * bessel / (2 * math.pi * radius)
     kernel[middle, middle] = cutoff**2 / (4 * math.pi)
-    return _normalised_with_padding(kernel, pad_to)
+    return _finished(kernel, pad_to)
 
 
 def reflect_pad(x: Tensor, pad: int) -> Tensor:
@@ -148,13 +163,43 @@ def filter_images(images: Sequence[Tensor], kernels: Sequence[Tensor]) -> list[T
     size_y = fast_fft_size(max(image.shape[-2] for image in images) + 2 * radius)
     size_x = fast_fft_size(max(image.shape[-1] for image in images) + 2 * radius)
     shape = (size_y, size_x)
-    first = images[0]
     taps = torch.stack([F.pad(kernel, (radius - kernel.shape[-1] // 2,) * 4) for kernel in kernels])
     if len({image.shape for image in images}) == 1:
         batch = reflect_pad(torch.stack(list(images)), radius)
     else:
         mirrored = [reflect_pad(image[None], radius) for image in images]
         batch = torch.cat([F.pad(image, (0, size_x - image.shape[-1], 0, size_y - image.shape[-2])) for image in mirrored])
-    response = torch.fft.rfft2(taps.to(device=first.device, dtype=first.dtype), s=shape).conj_physical()[:, None]
-    out = torch.fft.irfft2(torch.fft.rfft2(batch, s=shape) * response, s=shape)
+    response = _rfft2(taps.to(batch), shape).conj_physical()[:, None]
+    out = _irfft2(_rfft2(batch, shape) * response, shape)
     return [out[b, :, : image.shape[-2], : image.shape[-1]] for b, image in enumerate(images)]
+
+
+@lru_cache(maxsize=16)
+def _band(taps: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Matrix [block + side - 1, block] whose column j holds the taps from row j on."""
+    matrix = torch.zeros(_BLOCK + len(taps) - 1, _BLOCK, dtype=torch.float64)
+    for column in range(_BLOCK):
+        matrix[column : column + len(taps), column] = torch.tensor(taps, dtype=torch.float64)
+    return matrix.to(dtype=dtype, device=device)
+
+
+def filter_separable(x: Tensor, taps: tuple[float, ...]) -> Tensor:
+    """Correlate along rows and along columns with the same taps, borders mirrored.
+
+    Each block of 64 outputs is one product with a band matrix, which takes a third of the time of a one-dimensional convolution.
+
+    Args:
+        x: [..., H, W] float.
+        taps: an odd number of weights.
+
+    Returns:
+        [..., H, W].
+    """
+    height, width = x.shape[-2:]
+    margin = len(taps) - 1
+    band = _band(taps, x.dtype, x.device)
+    out = reflect_pad(x, margin // 2)
+    columns = [out[..., start : min(start + _BLOCK, width) + margin] for start in range(0, width, _BLOCK)]
+    out = torch.cat([part @ band[: part.shape[-1], : part.shape[-1] - margin] for part in columns], -1)
+    rows = [out[..., start : min(start + _BLOCK, height) + margin, :] for start in range(0, height, _BLOCK)]
+    return torch.cat([band[: part.shape[-2], : part.shape[-2] - margin].mT @ part for part in rows], -2)

@@ -1,7 +1,7 @@
 """Random draws: from a configuration and a generator to a plain record of what shall be done to one image."""
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -16,8 +16,9 @@ class Draws:
 
     def __init__(self, generator: torch.Generator) -> None:
         # Fetched at once, because a call of torch costs more than the draw; the longest chain takes fewer than 64.
-        self._values = iter(torch.rand(96, generator=generator, dtype=torch.float64).tolist())
-        self._keys = iter(torch.randint(0, 1 << 32, (8,), generator=generator, dtype=torch.int64).tolist())
+        values = cast("list[float]", torch.rand(64, generator=generator, dtype=torch.float64).tolist())  # pyright: ignore[reportUnknownMemberType]
+        keys = cast("list[int]", torch.randint(0, 1 << 32, (8,), generator=generator).tolist())  # pyright: ignore[reportUnknownMemberType]
+        self._values, self._keys = iter(values), iter(keys)
 
     def uniform(self, interval: Range) -> float:
         """A number between the ends."""
@@ -86,8 +87,16 @@ def _draw_noise(config: StageConfig, draws: Draws) -> Step:
     return step | {"grey": draws.happens(config.grey_probability), "key": draws.key()}
 
 
-def _scaled(size: tuple[int, int], factor: float) -> list[int]:
-    return [max(1, int(side * factor)) for side in size]
+def _draw_stage(config: StageConfig, factor: float | None, size: list[int], modes: Sequence[str], draws: Draws) -> list[Step]:
+    happens = draws.happens(config.blur.probability)
+    steps: list[Step] = [
+        {"op": "blur", "kernel": _draw_kernel(config.blur, draws) if happens else None},
+        {"op": "resize", "mode": draws.choice(modes), "factor": factor, "size": size},
+        _draw_noise(config, draws),
+    ]
+    if config.jpeg_quality is not None:
+        steps.append({"op": "jpeg", "quality": draws.integer(*config.jpeg_quality)})
+    return steps
 
 
 def _draw_final(config: FinalConfig, lq_size: tuple[int, int], modes: Sequence[str], draws: Draws) -> list[Step]:
@@ -114,39 +123,20 @@ def draw_steps(
         generator: a CPU generator; all randomness of the sample, the keys of its noise fields included, comes from it.
 
     Returns:
-        Steps in order, each a dict of numbers, strings, lists and None (so `json.dumps` takes it): {"op": "blur", "kernel": {...} or None},
-        {"op": "resize", "mode", "factor", "size"}, {"op": "noise", "kind", "std_255" or "scale", "grey", "key"}, {"op": "jpeg", "quality"} and
-        {"op": "bicubic", "size"}. A blur that does not happen stays in the list with kernel None.
+        Steps in order, each a dict of numbers, strings, lists and None (so `json.dumps` takes it):
+        {"op": "blur", "kernel": {...} or None (it does not happen)}, {"op": "resize", "mode", "factor", "size"},
+        {"op": "noise", "kind", "std_255" or "scale", "grey", "key"}, {"op": "jpeg", "quality"}, {"op": "bicubic", "size"}.
     """
     draws = Draws(generator)
     steps: list[Step] = []
     if config.first is not None:
         factor = _draw_factor(config.first, draws)
-        steps.append(
-            {
-                "op": "blur",
-                "kernel": _draw_kernel(config.first.blur, draws) if draws.happens(config.first.blur.probability) else None,
-            }
-        )
-        resized = {"op": "resize", "mode": draws.choice(config.resize_modes), "factor": factor, "size": _scaled(gt_size, factor)}
-        steps += [resized, _draw_noise(config.first, draws)]
-        if config.first.jpeg_quality is not None:
-            steps.append({"op": "jpeg", "quality": draws.integer(*config.first.jpeg_quality)})
+        size = [max(1, int(side * factor)) for side in gt_size]
+        steps += _draw_stage(config.first, factor, size, config.resize_modes, draws)
     if config.second is not None:
-        factor = _draw_factor(config.second, draws)
-        steps.append(
-            {
-                "op": "blur",
-                "kernel": _draw_kernel(config.second.blur, draws) if draws.happens(config.second.blur.probability) else None,
-            }
-        )
-        size = [max(1, int(side / scale * factor)) for side in gt_size]
-        steps += [
-            {"op": "resize", "mode": draws.choice(config.resize_modes), "factor": None, "size": size},
-            _draw_noise(config.second, draws),
-        ]
-        if config.second.jpeg_quality is not None:
-            steps.append({"op": "jpeg", "quality": draws.integer(*config.second.jpeg_quality)})
+        relative = _draw_factor(config.second, draws)
+        size = [max(1, int(side / scale * relative)) for side in gt_size]
+        steps += _draw_stage(config.second, None, size, config.resize_modes, draws)
     if config.final is not None:
         steps += _draw_final(config.final, lq_size, config.resize_modes, draws)
     return steps or [{"op": "bicubic", "size": list(lq_size)}]

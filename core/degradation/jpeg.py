@@ -5,7 +5,7 @@ All of them take a list of images of any sizes with one quality each and give th
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -48,10 +48,10 @@ def jpeg_codec(images: Sequence[Tensor], qualities: Sequence[int]) -> list[Tenso
     """
     out: list[Tensor] = []
     for image, quality in zip(images, qualities, strict=True):
-        pixels = image.detach().mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        planes = image.detach().mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8).cpu().numpy()
         stream = io.BytesIO()
-        Image.fromarray(pixels).save(stream, "JPEG", quality=int(quality), subsampling=2)
-        with Image.open(stream) as decoded:
+        Image.merge("RGB", [Image.fromarray(plane) for plane in planes]).save(stream, "JPEG", quality=int(quality), subsampling=2)
+        with Image.open(stream, formats=("JPEG",)) as decoded:
             result = torch.from_numpy(np.array(decoded)).to(image.device).permute(2, 0, 1)
         out.append(result.to(image.dtype, memory_format=torch.contiguous_format).div_(255))
     return out
@@ -80,14 +80,22 @@ def _dct_matrix(dtype: torch.dtype, device: torch.device) -> Tensor:
     return matrix.to(dtype=dtype, device=device)
 
 
-def _quantise_blocks(plane: Tensor, table: Tensor) -> Tensor:
+def _round_as_libjpeg(x: Tensor) -> Tensor:
+    """Round halves away from zero, straight-through.
+
+    Flat areas give coefficients that are halves exactly; the small addition keeps float rounding from pushing them the other way.
+    """
+    return x + (torch.sign(x) * torch.floor(x.abs() + (0.5 + 1e-4)) - x).detach()
+
+
+def _quantise_blocks(plane: Tensor, table: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
     """Quantise the 8x8 DCT of planes [B, C, H, W] (values 0..255, sides multiples of 8) by tables [B, 8, 8]."""
     batch, channels, height, width = plane.shape
     dct = _dct_matrix(plane.dtype, plane.device)
     blocks = (plane - 128.0).view(batch, channels, height // 8, 8, width // 8, 8).transpose(3, 4)
     step = table[:, None, None, None]
     coefficients = dct @ blocks @ dct.mT
-    coefficients = round_straight(coefficients / step) * step
+    coefficients = rounding(coefficients / step) * step
     restored = dct.mT @ coefficients @ dct
     return restored.transpose(3, 4).reshape(batch, channels, height, width) + 128.0
 
@@ -151,8 +159,10 @@ def jpeg_differentiable(images: Sequence[Tensor], qualities: Sequence[int]) -> l
         B images of the same sizes on multiples of 1/255. The gradient treats every rounding as the identity.
 
     Source:
-        ITU-T T.81; integer details from the documented behaviour of libjpeg. Differs from the official DiffJPEG (see `jpeg_diffjpeg`), which
-        enlarges chroma by repetition, pads with zeros and keeps real-valued, transposed tables, because that is up to 2 grey levels off.
+        ITU-T T.81; integer details from the documented behaviour of libjpeg.
+        Differs from the official DiffJPEG (see `jpeg_diffjpeg`), which enlarges chroma by repetition, pads with zeros and keeps
+        real-valued, transposed tables: that lies 2 to 8 grey levels from the codec on average where this lies 0.2 to 0.7
+        (benchmarks/degradation.py prints both).
     """
     x = round_straight(_stack(images, "replicate").clamp(0, 1) * 255.0)
     luma_table, chroma_table = _libjpeg_tables(qualities, x)
@@ -162,8 +172,8 @@ def jpeg_differentiable(images: Sequence[Tensor], qualities: Sequence[int]) -> l
     # libjpeg adds 1 and 2 in turn before dividing by four, so that halves do not drift upwards.
     bias = torch.tensor([1.0, 2.0], dtype=x.dtype, device=x.device).repeat(chroma.shape[-1] // 4) / 4.0
     chroma = _floor_straight(F.avg_pool2d(chroma, 2) + bias)
-    luma = round_straight(_quantise_blocks(luma, luma_table)).clamp(0, 255)
-    chroma = round_straight(_quantise_blocks(chroma, chroma_table)).clamp(0, 255)
+    luma = round_straight(_quantise_blocks(luma, luma_table, _round_as_libjpeg)).clamp(0, 255)
+    chroma = round_straight(_quantise_blocks(chroma, chroma_table, _round_as_libjpeg)).clamp(0, 255)
     sizes = [(-(-image.shape[-2] // 2), -(-image.shape[-1] // 2)) for image in images]
     chroma = _triangle_upsample(_replicate_outside(chroma, sizes)) - 128.0
     rgb = round_straight(_colour(torch.cat([luma, chroma], 1), _TO_RGB)).clamp(0, 255) / 255.0
@@ -174,7 +184,7 @@ def jpeg_diffjpeg(images: Sequence[Tensor], qualities: Sequence[float]) -> list[
     """JPEG as the released training code of Real-ESRGAN, AESOP and StrSR simulates it (DiffJPEG with hard rounding).
 
     Args:
-        images: B images [3, H_b, W_b] float, range [0, 1], any device.
+        images: B images [3, H_b, W_b] float, range [0, 1] (clamped), any device.
         qualities: B numbers in (0, 100).
 
     Returns:
@@ -183,13 +193,13 @@ def jpeg_diffjpeg(images: Sequence[Tensor], qualities: Sequence[float]) -> list[
     Source:
         AESOP specification 4.2 (AESOP basicsr/utils/diffjpeg.py); golden case c08_degradation/jpeg.
     """
-    x = _stack(images, "constant") * 255.0
+    x = _stack(images, "constant").clamp(0, 1) * 255.0
     factor = torch.tensor([quality_factor(quality) for quality in qualities], dtype=torch.float64)[:, None, None]
     luma_table = (factor * torch.tensor(_LUMA_TABLE).T).to(x)
     chroma_table = (factor * torch.tensor(_CHROMA_TABLE).T).to(x)
     ycc = _colour(x, _TO_YCC)
-    luma = _quantise_blocks(ycc[:, :1], luma_table)
-    chroma = _quantise_blocks(F.avg_pool2d(ycc[:, 1:] + 128.0, 2), chroma_table) - 128.0
+    luma = _quantise_blocks(ycc[:, :1], luma_table, round_straight)
+    chroma = _quantise_blocks(F.avg_pool2d(ycc[:, 1:] + 128.0, 2), chroma_table, round_straight) - 128.0
     chroma = chroma.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     rgb = _colour(torch.cat([luma, chroma], 1), _TO_RGB).clamp(0, 255) / 255.0
     return [rgb[b, :, : image.shape[-2], : image.shape[-1]] for b, image in enumerate(images)]

@@ -1,7 +1,7 @@
 """Gaussian and Poisson noise whose every value is a function of (key, colour, row, column).
 
-A counter-based hash takes the place of a stream of random numbers. So a noise field does not depend on the device, on the batch it is computed
-in or on how it is padded there, and two integers in a parameter record bring it back.
+A counter-based hash takes the place of a stream of random numbers. So a noise field does not depend on the device, on the batch
+or on the padding it is computed with, and two integers in a parameter record bring it back.
 """
 
 import math
@@ -31,7 +31,9 @@ def random_bits(keys: Sequence[tuple[int, int]], channels: int, height: int, wid
 
     Args:
         keys: one pair of 32-bit integers per sample.
-        channels, height, width: size of the field; a larger field starts with the smaller one.
+        channels: number of fields per sample.
+        height: rows; a larger field starts with the smaller one.
+        width: columns, likewise.
         device: where to compute; the result is the same everywhere.
 
     Returns:
@@ -60,7 +62,7 @@ def _poisson_tables(counts: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         threshold [256 * 512] float32: cell k of a level keeps its own value k with this probability;
-        alias [256 * 512] int32: the value it gives otherwise. Values above 511 have probability below 1e-40 and are left out.
+        alias [256 * 512] float32: the value it gives otherwise. Values above 511 have probability below 1e-40 and are left out.
     """
     rate = np.arange(256, dtype=np.float64)[:, None] / 255.0 * counts
     k = np.arange(_CELLS, dtype=np.float64)[None, :]
@@ -92,22 +94,7 @@ def _poisson_tables(counts: int) -> tuple[Tensor, Tensor]:
         after_heavy = ordered[level, following] + left - 1.0
         left = np.where(takes_light, left - (1.0 - light_weight), np.where(takes_heavy, after_heavy, left))
         small, large = small + takes_light, large + takes_heavy
-    return torch.from_numpy(threshold.astype(np.float32)).flatten(), torch.from_numpy(alias.astype(np.int32)).flatten()
-
-
-def distinct_levels(levels: Tensor) -> Tensor:
-    """Count the different values of each sample by a histogram.
-
-    Args:
-        levels: [B, ...] integers 0..255.
-
-    Returns:
-        [B] int64 in 1..256.
-    """
-    batch = levels.shape[0]
-    offset = torch.arange(batch, device=levels.device, dtype=torch.int64)[:, None] * 256
-    histogram = torch.bincount((levels.reshape(batch, -1).long() + offset).flatten(), minlength=256 * batch)
-    return (histogram.view(batch, 256) > 0).sum(1)
+    return torch.from_numpy(threshold.astype(np.float32)).flatten(), torch.from_numpy(alias.astype(np.float32)).flatten()
 
 
 def poisson_counts(levels: Tensor) -> list[int]:
@@ -119,7 +106,9 @@ def poisson_counts(levels: Tensor) -> list[int]:
     Returns:
         B powers of two in 1..256.
     """
-    return [1 << (count - 1).bit_length() for count in distinct_levels(levels).tolist()]
+    batch = levels.shape[0]
+    seen = torch.zeros(batch, 256, device=levels.device).scatter_(1, levels.reshape(batch, -1).long(), 1.0)
+    return [1 << (int(count) - 1).bit_length() for count in seen.sum(1)]
 
 
 def poisson_field(levels: Tensor, bits: Tensor, counts: Sequence[int]) -> Tensor:
@@ -138,17 +127,18 @@ def poisson_field(levels: Tensor, bits: Tensor, counts: Sequence[int]) -> Tensor
     kinds = sorted(set(counts))
     tables = [_poisson_tables(kind) for kind in kinds]
     device = levels.device
-    threshold = torch.cat([table[0] for table in tables]).to(device) if len(kinds) > 1 else tables[0][0].to(device)
-    alias = torch.cat([table[1] for table in tables]).to(device) if len(kinds) > 1 else tables[0][1].to(device)
+    threshold = (tables[0][0] if len(kinds) == 1 else torch.cat([table[0] for table in tables])).to(device)
+    alias = (tables[0][1] if len(kinds) == 1 else torch.cat([table[1] for table in tables])).to(device)
     cell = bits & (_CELLS - 1)
-    index = levels.to(torch.int32) * _CELLS + cell
+    index = levels.to(torch.int32).mul(_CELLS).add_(cell)
     if len(kinds) > 1:
         start = torch.tensor([kinds.index(count) * 256 * _CELLS for count in counts], dtype=torch.int32, device=device)
-        index = index + start[:, None, None, None]
+        index += start[:, None, None, None]
     flat = index.flatten()
     # The upper 23 bits decide between the cell's own value and its alias; the arithmetic shift leaves them centred on zero.
     uniform = (bits >> 9).to(torch.float32).mul_(2.0**-23).add_(0.5)
-    keeps = uniform < threshold.index_select(0, flat).view_as(uniform)
-    value = torch.where(keeps, cell, alias.index_select(0, flat).view_as(cell)).to(torch.float32)
+    keeps = threshold.index_select(0, flat).view_as(uniform).sub_(uniform).gt_(0.0)
+    other = alias.index_select(0, flat).view_as(uniform)
+    value = torch.lerp(other, cell.to(torch.float32), keeps)
     white = torch.tensor(counts, dtype=torch.float32, device=device)[:, None, None, None]
-    return value / white - levels.to(torch.float32) / 255.0
+    return value.div_(white).sub_(levels.to(torch.float32), alpha=1.0 / 255.0)

@@ -62,16 +62,17 @@ def degrade(
 ) -> Degraded:
     """Degrade each image with parameters of its own.
 
-    Everything random about sample b comes from a generator seeded with seeds[b]: on a CPU the same seed gives the same bits whatever else is
-    in the batch; other devices differ by float rounding. (The official chains share the resize factor and mode, the noise family, the second blur
-    and the order of the last step among a batch and mix batches in a pool instead.)
+    Everything random about sample b comes from a generator seeded with seeds[b]: on a CPU the same seed gives the same bits
+    whatever else is in the batch; other devices differ by float rounding. (The official chains share the resize factor and mode,
+    the noise family, the second blur and the order of the last step among a batch, and mix batches in a pool instead.)
 
     Args:
         gt: clean images, [B, 3, H, W] float, range [0, 1], any device.
         config: a preset's name (see `PRESETS`) or a configuration.
         seeds: B integers in -2^63..2^64-1.
         scale: shrinking factor >= 1, not necessarily whole; the result has the size `lq_size(H, W, scale)`.
-        jpeg: "codec" (libjpeg, no gradient), "differentiable" (its model; gradients flow from lq to gt) or "diffjpeg" (official training code).
+        jpeg: "codec" (libjpeg, no gradient), "differentiable" (its model; gradients flow from lq to gt) or "diffjpeg" (what the
+            official training code simulates).
         sharpen_target: whether `Degraded.gt` is sharpened; None leaves it to the configuration.
 
     Returns:
@@ -126,8 +127,8 @@ def replay(gt: Tensor, params: Sequence[dict[str, Any]], *, jpeg: JpegForm = "co
 
     Args:
         gt: clean images, [B, 3, H, W] float, range [0, 1], any device.
-        params: B records as `degrade` returns them. Needed in each: `steps` (see `draw.draw_steps`); taken if present: `sharpen_input`,
-            `sharpen_target`, `resize_back` (default False) and `round_lq` (default True).
+        params: B records as `degrade` returns them. Needed in each: `steps` (see `draw.draw_steps`); taken if present:
+            `sharpen_input`, `sharpen_target`, `resize_back` (default False) and `round_lq` (default True).
         jpeg: as in `degrade`.
 
     Returns:
@@ -167,10 +168,9 @@ def _run(gt: Tensor, params: Sequence[dict[str, Any]], jpeg: JpegForm) -> Degrad
         small = [_apply_steps([image], [own], jpeg)[0] for image, own in zip(start, steps, strict=True)]
     else:
         small = _apply_steps(start, steps, jpeg)
-    if len({image.shape for image in small}) > 1:
-        raise ValueError(
-            f"params: expected samples that end in one size, got {sorted({tuple(i.shape[-2:]) for i in small})}; degrade them apart"
-        )
+    sizes = sorted({tuple(image.shape[-2:]) for image in small})
+    if len(sizes) > 1:
+        raise ValueError(f"params: expected samples that end in one size, got {sizes}; degrade them apart")
     rounds = [bool(p.get("round_lq", True)) for p in params]
     finished = [_to_8bit(image) if rounded else image.clamp(0, 1) for image, rounded in zip(small, rounds, strict=True)]
     lq = torch.stack(finished).to(gt.dtype)
@@ -207,7 +207,7 @@ def _apply_op(op: str, images: list[Tensor], steps: list[Step], jpeg: str) -> li
     if op == "noise":
         return _add_noise(images, steps)
     if op == "jpeg":
-        return _JPEG_FORMS[jpeg]([image.clamp(0, 1) for image in images], [step["quality"] for step in steps])
+        return _JPEG_FORMS[jpeg](images, [step["quality"] for step in steps])
     if op == "bicubic":
         return [_shrink(image, step["size"]) for image, step in zip(images, steps, strict=True)]
     known = ["blur", "resize", "noise", "jpeg", "bicubic"]
@@ -215,7 +215,15 @@ def _apply_op(op: str, images: list[Tensor], steps: list[Step], jpeg: str) -> li
 
 
 def make_kernel(record: dict[str, Any], *, pad_to: int | None = None) -> Tensor:
-    """Build the kernel of a blur step's record: {"kind", "size", "sigma_x", ...} or {"kind": "sinc", "size", "cutoff"}; [size, size] float64."""
+    """Build the kernel of a blur step's record.
+
+    Args:
+        record: {"kind", "size", "sigma_x", ...} with the arguments of `smooth_kernel`, or {"kind": "sinc", "size", "cutoff"}.
+        pad_to: zero-pad to this odd side.
+
+    Returns:
+        [size, size] (or [pad_to, pad_to]) float64, sum 1.
+    """
     numbers = {name: value for name, value in record.items() if name not in ("kind", "size")}
     if record["kind"] == "sinc":
         return sinc_kernel(record["size"], numbers["cutoff"], pad_to=pad_to)
@@ -239,7 +247,7 @@ def resize(image: Tensor, mode: str, size: Sequence[int], factor: float | None =
         image: [C, H, W] float.
         mode: one of presets.RESIZE_MODES.
         size: (height, width) of the result.
-        factor: where given, sample positions follow this factor rather than the ratio of sizes; `size` must then be int(side * factor).
+        factor: where given, sample positions follow this factor, not the ratio of sizes; needs `size` = int(side * factor).
 
     Returns:
         [C, *size]. Bicubic (a = -0.75) overshoots; not clamped.
@@ -285,7 +293,7 @@ def _add_noise(images: list[Tensor], steps: list[Step]) -> list[Tensor]:
             strength = [steps[b]["scale"] for b in members]
         for k, b in enumerate(members):
             own = field[k, :, : images[b].shape[-2], : images[b].shape[-1]]
-            out[b] = (images[b] + own * strength[k]).clamp(0, 1)
+            out[b] = torch.add(images[b], own, alpha=strength[k]).clamp(0, 1)
     return out
 
 
