@@ -1,5 +1,6 @@
 """Image files in and out: 8 and 16 bit, grey, RGB, alpha; EXIF, ICC profile and format are kept; writing is atomic."""
 
+import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,12 @@ from .weights import write_atomic
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 100_000_000 - 1  # a header that claims 100 megapixels or more is refused before anything is decoded
+_EXIF_PARTS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+# what a TIFF file says about its own pixels and where they lie, and the orientation, which reading has applied
+_TIFF_LAYOUT = (
+    *(254, 255, 256, 257, 258, 259, 262, 263, 266, 273, 274, 277, 278, 279, 280, 281, 284, 292, 293, 297, 317, 320, 322, 323),
+    *(324, 325, 330, 332, 338, 339, 340, 341, 347, 512, 513, 514, 519, 520, 521, 529, 530, 531, 532, 34675),
+)
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}
 
 
@@ -71,10 +78,11 @@ def read_image(path: str | Path) -> ImageFile:
                     )
                 icc = cast("bytes | None", opened.info.get("icc_profile"))
                 is_deep = _has_16bit_colour(opened)
+                exif, orientation = _read_exif(opened)  # before decoding: Pillow turns TIFF files then and forgets their tags
                 opened.load()
-                turned = ImageOps.exif_transpose(opened)
-                exif = turned.getexif().tobytes() or None
-                array, depth = (_read_16bit_colour(path, opened), 16) if is_deep else _to_array(turned)
+                array, depth = (
+                    (_read_16bit_colour(path, orientation), 16) if is_deep else _to_array(ImageOps.exif_transpose(opened))
+                )
                 icc = icc if _fits(icc, array.shape[2]) else None
     except UnidentifiedImageError as error:
         raise ImageFileError(
@@ -84,7 +92,7 @@ def read_image(path: str | Path) -> ImageFile:
         raise ImageFileError(
             f"{path}: expected fewer than {MAX_PIXELS + 1} pixels, the header claims more; cut the picture into parts"
         ) from error
-    except (OSError, SyntaxError, EOFError, ValueError) as error:
+    except (OSError, SyntaxError, EOFError, ValueError, struct.error) as error:
         if isinstance(error, ImageFileError):
             raise
         raise ImageFileError(f"{path}: expected a whole image, got a damaged or truncated one ({error}); get it again") from error
@@ -102,7 +110,22 @@ def _has_16bit_colour(image: Image.Image) -> bool:
     return image.format == "PNG" and any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
-def _read_16bit_colour(path: Path, image: Image.Image) -> Any:
+def _read_exif(image: Image.Image) -> tuple[bytes | None, int]:
+    """The EXIF block without orientation and (TIFF) without the tags that describe the file's own layout; and the orientation."""
+    read, kept = image.getexif(), Image.Exif()
+    dropped = _TIFF_LAYOUT if image.format == "TIFF" else (ExifTags.Base.Orientation,)
+    for tag, value in read.items():
+        if tag not in (*dropped, *_EXIF_PARTS):
+            kept[tag] = value
+    for part in _EXIF_PARTS:
+        values = {tag: value for tag, value in read.get_ifd(part).items() if tag != ExifTags.IFD.Interop}
+        if values:
+            kept.get_ifd(part).update(values)
+    is_empty = not len(kept) and not any(kept.get_ifd(part) for part in _EXIF_PARTS)
+    return None if is_empty else kept.tobytes(), int(read.get(ExifTags.Base.Orientation, 1))
+
+
+def _read_16bit_colour(path: Path, orientation: int) -> Any:
     """float32 [H, W, 3|4] of a file for which `_has_16bit_colour` holds, turned as its EXIF block says."""
     from .compat import import_third_party
 
@@ -120,7 +143,7 @@ def _read_16bit_colour(path: Path, image: Image.Image) -> Any:
         7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
         8: lambda x: x.swapaxes(0, 1)[::-1],
     }
-    turn = turns.get(int(image.getexif().get(ExifTags.Base.Orientation, 1)), lambda x: x)
+    turn = turns.get(orientation, lambda x: x)
     return (turn(values) / 65535).astype(np.float32)
 
 
@@ -215,14 +238,10 @@ def _write_16bit(path: Path, pixels: Tensor, kind: str, options: dict[str, Any])
 
 
 def _write_16bit_colour(path: Path, values: Any, kind: str, options: dict[str, Any]) -> None:
-    """Pillow has no 16-bit colour mode, so a PNG is assembled from its chunks and a TIFF comes from tifffile."""
+    """Pillow has no 16-bit colour mode, so the file is assembled here: a PNG from its chunks, a TIFF from tags and samples."""
     if kind == "TIFF":
-        import tifffile
-
-        alpha = ("unassalpha",) if values.shape[2] == 4 else None
-        tifffile.imwrite(path, values, photometric="rgb", iccprofile=options.get("icc_profile"), extrasamples=alpha)
+        _write_16bit_tiff(path, values, options)
         return
-    import struct
     import zlib
 
     def chunk(tag: bytes, data: bytes) -> bytes:
@@ -238,3 +257,43 @@ def _write_16bit_colour(path: Path, values: Any, kind: str, options: dict[str, A
         parts.append(chunk(b"eXIf", options["exif"].removeprefix(b"Exif\0\0")))
     parts += [chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)), chunk(b"IEND", b"")]
     path.write_bytes(b"".join(parts))
+
+
+def _write_16bit_tiff(path: Path, values: Any, options: dict[str, Any]) -> None:
+    """One uncompressed strip of little-endian samples after Pillow's table of tags (TIFF 6.0, section 2)."""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    height, width, channels = values.shape
+    tags: Any = ImageFileDirectory_v2()
+    if options.get("exif"):
+        exif = Image.Exif()
+        exif.load(options["exif"])
+        for tag, value in exif.items():
+            if tag not in (*_TIFF_LAYOUT, *_EXIF_PARTS):
+                tags[tag] = value
+        for part in _EXIF_PARTS:
+            if exif.get_ifd(part):
+                tags[part] = dict(exif.get_ifd(part))
+    samples = values.astype("<u2").tobytes()
+    layout = {
+        256: width,
+        257: height,
+        258: (16,) * channels,
+        259: 1,
+        262: 2,
+        273: 0,
+        277: channels,
+        278: height,
+        279: len(samples),
+        284: 1,
+    }
+    for tag, value in layout.items():
+        tags[tag] = value
+    if channels == 4:
+        tags[338] = 2  # the fourth sample is alpha, not multiplied in
+    if options.get("icc_profile"):
+        tags.tagtype[34675] = 7
+        tags[34675] = options["icc_profile"]
+    with open(path, "wb") as file:
+        tags.save(file)  # the strip's place, 0, is moved behind the table by Pillow
+        file.write(samples)
