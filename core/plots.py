@@ -25,7 +25,9 @@ def _to_image(figure: Any) -> Image.Image:
 
 
 def curves(series: Mapping[str, Points], *, x_label: str, title: str, y_label: str = "", log_y: bool = False) -> Image.Image:
-    """Lines over a common x axis; series on a scale more than 20 times another's get the right-hand axis.
+    """Lines over a common x axis; series on a scale more than 20 times the first's get the right-hand axis.
+
+    Series of more than 60 points are drawn pale with their moving mean on top. Equal series share one line and one label.
 
     Args:
         series: name -> (x, y) points, not empty.
@@ -36,33 +38,54 @@ def curves(series: Mapping[str, Points], *, x_label: str, title: str, y_label: s
 
     Returns:
         800x480 RGB picture.
+
+    Raises:
+        ValueError: no series.
     """
     if not series:
         raise ValueError("series: expected at least one curve, got none; log something first")
     figure, axes = _figure(8, 4.8)
-    first = next(iter(series.values()))
-    typical = max((abs(y) for _, y in first), default=1.0) or 1.0
+    merged: dict[str, Points] = {}
+    for name, points in series.items():
+        twin = next((other for other, known in merged.items() if list(known) == list(points)), None)
+        if twin is None:
+            merged[name] = points
+        else:
+            merged = {f"{other}, {name}" if other == twin else other: known for other, known in merged.items()}
+    typical = _largest(next(iter(merged.values())))
     right = None
-    for index, (name, points) in enumerate(series.items()):
-        size = max((abs(y) for _, y in points), default=1.0) or 1.0
+    for index, (name, points) in enumerate(merged.items()):
         target = axes
-        if size > 20 * typical:
+        if _largest(points) > 20 * typical:
             right = right or axes.twinx()
-            target = right
-        marker = "o" if len(points) < 30 else ""
-        target.plot([x for x, _ in points], [y for _, y in points], label=name, color=f"C{index}", marker=marker, markersize=3)
+            target, name = right, f"{name} (right axis)"
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        look: dict[str, Any] = {"color": f"C{index}", "marker": "o" if len(points) < 30 else "", "markersize": 3}
+        if len(points) > 60:
+            target.plot(xs, ys, alpha=0.3, linewidth=0.8, **look)
+            ys = _moving_mean(ys, len(ys) // 20)
+        target.plot(xs, ys, label=name, **look)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_title(title)
     axes.grid(alpha=0.3)
     if log_y:
         axes.set_yscale("log")
-    lines, labels = axes.get_legend_handles_labels()
-    if right is not None:
-        more_lines, more_labels = right.get_legend_handles_labels()
-        lines, labels = lines + more_lines, labels + [f"{label} (right)" for label in more_labels]
-    axes.legend(lines, labels, loc="best", fontsize=8)
+    for panel in (axes, right):
+        if panel is not None and not (log_y and panel is axes):
+            panel.ticklabel_format(axis="y", useOffset=False)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     return _to_image(figure)
+
+
+def _largest(points: Points) -> float:
+    return max((abs(y) for _, y in points), default=1.0) or 1.0
+
+
+def _moving_mean(values: Sequence[float], half: int) -> list[float]:
+    """Mean over up to `half` neighbours on each side; at the ends over those that exist."""
+    windows = (values[max(0, index - half) : index + half + 1] for index in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
 
 
 def spectra(
