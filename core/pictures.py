@@ -106,10 +106,10 @@ def _busiest(picture: Image.Image, count: int, side: int) -> list[Box]:
 def _column(label: str, picture: Image.Image, boxes: Sequence[Box], width: int) -> Image.Image:
     """Label, whole picture with frames, crops."""
     whole = fit(picture, width, 2 * width)
-    ratio = whole.width / picture.width
+    across, down = whole.width / picture.width, whole.height / picture.height
     for box, colour in zip(boxes, MARKS, strict=False):
-        left, top, right, bottom = (round(edge * ratio) for edge in box)
-        frame(whole, (left, top, right, bottom), colour, 2)
+        left, top, right, bottom = box
+        frame(whole, (round(left * across), round(top * down), round(right * across), round(bottom * down)), colour, 2)
     head = Image.new("RGB", (width, _LABEL + 12), PAPER)
     write(head, width // 2, 4, shorten(label, _LABEL, width, bold=True), _LABEL, bold=True, anchor="ma")
     panel = Image.new("RGB", (width, whole.height), PAPER)

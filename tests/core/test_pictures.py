@@ -1,0 +1,136 @@
+"""Pictures for people, tested for what they show: the right pixels in the right panel, marks where they belong."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alignsr.core import drawing
+from alignsr.core.pictures import contact_sheet, curves, difference, side_by_side, spectra, table, thumbnail
+
+
+def noise(height=60, width=80, channels=3, batch=1, seed=0):
+    return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def pixels(picture):
+    return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def holds(picture, part):
+    """Does `picture` contain the RGB array `part` exactly, anywhere?"""
+    whole, wanted = pixels(picture), part
+    height, width = wanted.shape[:2]
+    starts = np.argwhere((whole == wanted[0, 0]).all(-1))
+    return any(
+        top + height <= whole.shape[0]
+        and left + width <= whole.shape[1]
+        and (whole[top : top + height, left : left + width] == wanted).all()
+        for top, left in starts
+    )
+
+
+def test_crops_are_pixels_of_each_image_enlarged_by_a_whole_factor():
+    first, second = noise(seed=1), noise(seed=2)
+    sheet = side_by_side({"a": first, "b": second}, crops=[(40, 30)], crop_px=10, panel_px=200)
+    factor = (200 - 8) // 10
+    for image in (first, second):
+        crop = (image[0, :, 25:35, 35:45] * 255).round().int().movedim(0, -1).numpy()
+        assert holds(sheet, crop.repeat(factor, 0).repeat(factor, 1))
+
+
+def test_crops_look_for_detail_and_keep_apart():
+    image = torch.full((1, 3, 120, 160), 0.5)
+    image[..., 10:40, 10:40] = noise(30, 30)
+    image[..., 80:110, 120:150] = noise(30, 30)
+    from alignsr.core.pictures import _busiest
+
+    boxes = _busiest(drawing.as_picture(image), 2, 24)
+    centres = sorted(((left + right) / 2, (top + bottom) / 2) for left, top, right, bottom in boxes)
+    assert abs(centres[0][0] - 25) < 8 and abs(centres[0][1] - 25) < 8
+    assert abs(centres[1][0] - 135) < 8 and abs(centres[1][1] - 95) < 8
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (200, 3), (61, 47)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_side_by_side_takes_any_size_and_channels(size, channels):
+    sheet = side_by_side({"small": noise(5, 5, channels), "large": noise(*size, channels)}, crops=2, panel_px=120)
+    assert sheet.mode == "RGB" and sheet.width == 2 * 120 + 12 + 32
+
+
+def test_side_by_side_refusals():
+    with pytest.raises(ValueError, match=r"^images: expected at least one"):
+        side_by_side({})
+    with pytest.raises(ValueError, match=r"^crops: expected centres inside 80x60, got \(80, 3\)"):
+        side_by_side({"a": noise()}, crops=[(80, 3)])
+
+
+def test_alpha_shows_a_chequerboard():
+    clear = torch.zeros(1, 4, 32, 32)
+    shown = pixels(drawing.as_picture(clear))
+    assert {tuple(colour) for colour in shown.reshape(-1, 3)} == {(208, 208, 208), (240, 240, 240)}
+
+
+def test_difference_is_dark_where_equal_and_bright_at_the_top_of_its_scale():
+    a = torch.full((1, 3, 330, 330), 0.5)
+    b = a.clone()
+    b[..., :165] += 20 / 255
+    heat = pixels(difference(a, b, top_255=20.0))
+    left, right = heat[100, 50], heat[100, 300]
+    assert left.sum() > 500 and right.sum() < 20
+    assert holds(difference(a, a), np.zeros((50, 50, 3), int) + pixels(difference(a, a))[100, 100])
+    with pytest.raises(ValueError, match=r"^a: expected the shape of b"):
+        difference(a, a[..., :3])
+
+
+def test_curves_merge_equal_series_and_smooth_long_ones():
+    short = [(float(i), 1.0) for i in range(5)]
+    assert curves({"a": short, "b": short}, x_label="step", title="t").size == (800, 480)
+    noisy = [(float(i), float(i % 2)) for i in range(200)]
+    picture = pixels(curves({"a": noisy}, x_label="step", title="t"))
+    middle = picture[205:235, 150:700]  # the moving mean runs through the middle of the axis in full colour
+    assert (np.abs(middle - np.array([31, 119, 180])).sum(-1) < 30).any(0).mean() > 0.9
+    with pytest.raises(ValueError, match=r"^series: expected at least one"):
+        curves({}, x_label="step", title="t")
+
+
+def test_spectra_draw_every_curve_and_the_grid():
+    line = [(i / 64, -float(i)) for i in range(1, 32)]
+    plain = spectra({"reference": line})
+    more = spectra({"reference": line, "restored": [(x, y - 5) for x, y in line]}, distances={"restored": 5.0})
+    assert plain.size == more.size == (900, 540)
+    orange = (np.abs(pixels(more) - np.array([255, 127, 14])).sum(-1) < 40).sum()
+    assert orange > 300 and (np.abs(pixels(plain) - np.array([255, 127, 14])).sum(-1) < 40).sum() == 0
+    without_grid = spectra({"reference": line}, grid_px=())
+    assert not np.array_equal(pixels(plain), pixels(without_grid))
+    with pytest.raises(ValueError, match=r"^series: expected"):
+        spectra({})
+
+
+def test_table_marks_cells_and_grows_with_rows():
+    rows = [["a", "1"], ["b", "2"]]
+    plain, marked = table(["name", "x"], rows), table(["name", "x"], rows, marked={(1, 1)})
+    green = np.array(drawing.GOOD)
+    assert not (pixels(plain) == green).all(-1).any() and (pixels(marked) == green).all(-1).any()
+    assert table(["name", "x"], rows * 5).height > plain.height
+    with pytest.raises(ValueError, match=r"^rows: expected 2 cells in every row, got \[3\]"):
+        table(["name", "x"], [["a", "b", "c"]])
+
+
+def test_long_words_are_cut_in_the_middle():
+    short = drawing.shorten("a_very_long_name_of_a_file.png", 15, 120)
+    assert drawing.text_width(short, 15) <= 120 and short.startswith("a_v") and short.endswith(".png") and "\u2026" in short
+    assert drawing.shorten("x.png", 15, 120) == "x.png"
+
+
+def test_contact_sheet_shows_every_picture():
+    reds = {f"{i}": Image.new("RGB", (20, 10), (40 * i, 0, 0)) for i in range(1, 6)}
+    shown = {tuple(colour) for colour in pixels(contact_sheet(reds, columns=3, cell_px=40)).reshape(-1, 3)}
+    assert {(40 * i, 0, 0) for i in range(1, 6)} <= shown
+
+
+def test_thumbnail_has_the_size_and_the_middle():
+    image = Image.new("RGB", (300, 100), (255, 0, 0))
+    image.paste((0, 0, 255), (100, 0, 200, 100))
+    small = thumbnail(image, 60, 60)
+    assert small.size == (60, 60) and small.getpixel((30, 30)) == (0, 0, 255)
