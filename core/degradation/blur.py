@@ -59,7 +59,7 @@ def smooth_kernel(
         Wang et al. 2021, arXiv:2107.10833, section 3.1; golden case c08_degradation/kernel.
 
     Example:
-        >>> float(smooth_kernel("iso", 7, sigma_x=1.0).sum())
+        >>> round(float(smooth_kernel("iso", 7, sigma_x=1.0).sum()), 9)
         1.0
     """
     axis = np.arange(size, dtype=np.float64) - (size - 1) // 2

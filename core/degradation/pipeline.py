@@ -103,6 +103,8 @@ def degrade(
     for seed in seeds:
         if isinstance(seed, bool) or not isinstance(seed, int):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"seeds: expected integers, got {describe(seed)}; convert them with int()")
+        if not -(1 << 63) <= seed < 1 << 64:
+            raise ValueError(f"seeds: expected integers in -2^63..2^64-1, got {seed}; take the remainder by 2^64")
         generator = torch.Generator().manual_seed(seed)
         small = lq_size(*gt_size, scale)
         params.append(
@@ -163,7 +165,7 @@ def _run(gt: Tensor, params: Sequence[dict[str, Any]], jpeg: JpegForm) -> Degrad
         sharpened = sharpen(gt)
     start = [(sharpened if p.get("sharpen_input") else gt)[b] for b, p in enumerate(params)]
     target = torch.stack([(sharpened if p.get("sharpen_target") else gt)[b] for b, p in enumerate(params)])
-    steps = [list(p["steps"]) for p in params]
+    steps = [_check_steps(p) for p in params]
     if gt.device.type == "cpu":
         small = [_apply_steps([image], [own], jpeg)[0] for image, own in zip(start, steps, strict=True)]
     else:
@@ -199,19 +201,41 @@ def _apply_steps(images: list[Tensor], steps: list[list[Step]], jpeg: str) -> li
     return current
 
 
+_NEEDED = {
+    "blur": ("kernel",),
+    "resize": ("mode", "size"),
+    "noise": ("kind", "grey", "key"),
+    "jpeg": ("quality",),
+    "bicubic": ("size",),
+}
+
+
+def _check_steps(record: dict[str, Any]) -> list[Step]:
+    if "steps" not in record:
+        raise ValueError(
+            f"params: expected a record with 'steps', got the keys {sorted(record)}; pass records that degrade returned"
+        )
+    for step in record["steps"]:
+        op = str(step.get("op"))
+        if op not in _NEEDED:
+            hint = did_you_mean(op, list(_NEEDED))
+            raise ValueError(f"params: expected steps whose op is one of {', '.join(_NEEDED)}, got {op!r}; {hint}")
+        for key in _NEEDED[op]:
+            if key not in step:
+                raise ValueError(f"params: expected {key!r} in a {op} step, got the keys {sorted(step)}; see draw.draw_steps")
+    return list(record["steps"])
+
+
 def _apply_op(op: str, images: list[Tensor], steps: list[Step], jpeg: str) -> list[Tensor]:
     if op == "blur":
         return _blur(images, [step["kernel"] for step in steps])
     if op == "resize":
-        return [resize(image, step["mode"], step["size"], step["factor"]) for image, step in zip(images, steps, strict=True)]
+        return [resize(image, step["mode"], step["size"], step.get("factor")) for image, step in zip(images, steps, strict=True)]
     if op == "noise":
         return _add_noise(images, steps)
     if op == "jpeg":
         return _JPEG_FORMS[jpeg](images, [step["quality"] for step in steps])
-    if op == "bicubic":
-        return [_shrink(image, step["size"]) for image, step in zip(images, steps, strict=True)]
-    known = ["blur", "resize", "noise", "jpeg", "bicubic"]
-    raise ValueError(f"params: expected steps whose op is one of {', '.join(known)}, got {op!r}; {did_you_mean(op, known)}")
+    return [_shrink(image, step["size"]) for image, step in zip(images, steps, strict=True)]
 
 
 def make_kernel(record: dict[str, Any], *, pad_to: int | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """The degradation settings of the papers, one frozen dataclass each; every number they print is a field here."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..checks import did_you_mean
@@ -9,6 +10,26 @@ KERNEL_KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau
 RESIZE_MODES = ("area", "bilinear", "bicubic")
 
 Range = tuple[float, float]
+
+
+def _check_shares(values: Sequence[float], name: str) -> None:
+    if min(values) < 0 or abs(sum(values) - 1) > 1e-6:
+        raise ValueError(f"{name}: expected probabilities that sum to 1, got {tuple(values)}; scale them")
+
+
+def _check_probability(value: float, name: str) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a probability in [0, 1], got {value!r}; choose one in that range")
+
+
+def _check_range(interval: Range, name: str, low: float, high: float = math.inf) -> None:
+    if not low <= interval[0] <= interval[1] <= high:
+        raise ValueError(f"{name}: expected {low:g} <= lower end <= upper end <= {high:g}, got {interval}; correct the ends")
+
+
+def _check_kernel_size(interval: tuple[int, int]) -> None:
+    if not 1 <= interval[0] <= interval[1] or interval[0] % 2 == 0 or interval[1] % 2 == 0:
+        raise ValueError(f"kernel_size: expected odd sides from 1 on in order, got {interval}; take the next odd numbers")
 
 
 @dataclass(frozen=True)
@@ -36,6 +57,17 @@ class BlurConfig:
     plateau_beta: Range = (1.0, 2.0)
     """Shape exponent of plateau kernels: half of the draws between the lower end and 1, half between 1 and the upper end."""
 
+    def __post_init__(self) -> None:
+        _check_probability(self.probability, "probability")
+        _check_probability(self.sinc_probability, "sinc_probability")
+        _check_shares(self.kind_probabilities, "kind_probabilities")
+        _check_kernel_size(self.kernel_size)
+        _check_range(self.sigma, "sigma", 1e-3)
+        _check_range(self.sinc_cutoff_small, "sinc_cutoff_small", 1e-3, math.pi)
+        _check_range(self.sinc_cutoff_large, "sinc_cutoff_large", 1e-3, math.pi)
+        _check_range(self.generalized_beta, "generalized_beta", 1e-3)
+        _check_range(self.plateau_beta, "plateau_beta", 1e-3)
+
 
 @dataclass(frozen=True)
 class StageConfig:
@@ -57,6 +89,16 @@ class StageConfig:
     jpeg_quality: tuple[int, int] | None = None
     """JPEG quality, both ends included; None where the order has no JPEG of its own."""
 
+    def __post_init__(self) -> None:
+        _check_shares(self.resize_probabilities, "resize_probabilities")
+        _check_range(self.resize_range, "resize_range", 1e-3)
+        _check_range(self.noise_std_255, "noise_std_255", 0)
+        _check_range(self.poisson_scale, "poisson_scale", 0)
+        _check_probability(self.gaussian_probability, "gaussian_probability")
+        _check_probability(self.grey_probability, "grey_probability")
+        if self.jpeg_quality is not None:
+            _check_range(self.jpeg_quality, "jpeg_quality", 1, 100)
+
 
 @dataclass(frozen=True)
 class FinalConfig:
@@ -70,6 +112,12 @@ class FinalConfig:
     """Smallest and largest side of the final sinc kernel in px (odd)."""
     sinc_cutoff: Range = (math.pi / 3, math.pi)
     """Its cut-off in radians per px."""
+
+    def __post_init__(self) -> None:
+        _check_range(self.jpeg_quality, "jpeg_quality", 1, 100)
+        _check_probability(self.sinc_probability, "sinc_probability")
+        _check_kernel_size(self.kernel_size)
+        _check_range(self.sinc_cutoff, "sinc_cutoff", 1e-3, math.pi)
 
 
 @dataclass(frozen=True)
@@ -93,6 +141,12 @@ class DegradationConfig:
     """Whether the result is rounded to multiples of 1/255."""
     resize_back: bool = False
     """Whether the result is also enlarged to the ground truth's size (bicubic, 8 bit), as latent diffusion models take it."""
+
+    def __post_init__(self) -> None:
+        if not self.resize_modes or not set(self.resize_modes) <= set(RESIZE_MODES):
+            raise ValueError(
+                f"resize_modes: expected some of {', '.join(RESIZE_MODES)}, got {self.resize_modes}; drop the others"
+            )
 
 
 def _second_order(

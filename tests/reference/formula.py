@@ -64,7 +64,9 @@ def formula_tensor(name: str, shape: torch.Size, dtype: torch.dtype = torch.floa
     elif leaf == "weight":
         value = 1.0 + 0.1 * signed
     else:
-        raise ValueError(f"name: expected a key that the formula covers, got {name!r} of shape {tuple(shape)}; extend formula_tensor")
+        raise ValueError(
+            f"name: expected a key that the formula covers, got {name!r} of shape {tuple(shape)}; extend formula_tensor"
+        )
     return torch.from_numpy(np.asarray(value)).to(torch.float32).to(dtype)
 
 
