@@ -144,7 +144,7 @@ def periodic_pattern(x: Tensor, period: int) -> Tensor:
 
         r = x - box(x);   w = 1 / (box(r^2) + 0.01^2);   m(i, j) = sum_t w r / sum_t w   over all tiles t at tile pixel (i, j)
 
-    less its mean; box = mean over period x period pixels (reflected at the borders). The box removes no zero-mean pattern of that
+    less its mean; box = mean over period x period pixels inside the image. That mean is zero for every zero-mean pattern of the
     period, so a grid keeps its amplitude. A weight is the inverse of the local variance: smooth areas, where a grid is seen,
     count, and textures and edges, where it is hidden and would be noise here, hardly do.
 
@@ -230,10 +230,13 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _box(x: Tensor, size: int) -> Tensor:
-    """Mean over size x size pixels around each pixel, one direction after the other."""
+    """Mean over the size x size pixels around each pixel, near a border over the nearest window that lies inside.
+
+    Only whole windows: at the border too the mean of a pattern with this period is the same everywhere.
+    """
     before, after = size // 2, size - 1 - size // 2
-    x = F.avg_pool2d(F.pad(x, (0, 0, before, after), mode="reflect"), (size, 1), stride=1)
-    return F.avg_pool2d(F.pad(x, (before, after, 0, 0), mode="reflect"), (1, size), stride=1)
+    means = F.avg_pool2d(F.avg_pool2d(x, (size, 1), stride=1), (1, size), stride=1)
+    return F.pad(means, (before, after, before, after), mode="replicate")
 
 
 def _sum_tiles(x: Tensor, period: int) -> Tensor:
