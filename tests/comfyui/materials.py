@@ -21,8 +21,9 @@ def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
 
 
 def write_pictures(folder: Path) -> None:
-    """`colour.png`, `alpha.png`, `grey.png`, `wide.png` and a folder `photos` of three."""
+    """`example.png` (ComfyUI brings one of this name), others of every kind, and a folder `photos` of three."""
     folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture(96, 64)).save(folder / "example.png")
     Image.fromarray(picture(48, 40)).save(folder / "colour.png")
     Image.fromarray(picture(192, 160, 1)).save(folder / "wide.png")
     Image.fromarray(picture(37, 29, 2)).convert("L").save(folder / "grey.png")

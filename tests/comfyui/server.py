@@ -140,6 +140,11 @@ class Server:
         self.log_path = base / "server.log"
         for name in ("user", "input", "output", "models"):
             (base / name).mkdir(parents=True, exist_ok=True)
+        settings = base / "user" / "default" / "comfy.settings.json"
+        settings.parent.mkdir()
+        settings.write_text(
+            '{"Comfy.TutorialCompleted": true}'
+        )  # the page of a new user opens the template browser over the graph
         nodes = base / "custom_nodes"
         nodes.mkdir()
         (nodes / PACK).symlink_to(ROOT, target_is_directory=True)
