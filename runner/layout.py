@@ -67,7 +67,7 @@ def api_to_ui(
         "links": links,
         "groups": [],
         "config": {},
-        "extra": {"ds": {"scale": 0.8, "offset": [WIDTH_PX + GAP_X_PX if note else 0, 0]}},
+        "extra": {},  # no saved view: the page then shows the whole graph, whatever the size of the window
         "version": 0.4,
     }
 

@@ -58,7 +58,7 @@ def test_a_template_opens_with_no_missing_node(server: Server, browser: Browser,
 
 
 def essence(prompt: dict[str, Any], declared: dict[str, Any]) -> dict[str, Any]:
-    """Classes and inputs. Titles are left out, and so is what the page's scripts add to nodes without being asked (PreviewAny)."""
+    """Classes and inputs. Titles are left out, and so is what scripts of the page add to nodes by themselves (PreviewAny)."""
     known = {name: {key for section in info["input"].values() for key in section} for name, info in declared.items()}
     return {
         node_id: (
