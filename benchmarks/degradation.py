@@ -1,9 +1,10 @@
-"""Degraded images per second, beside a per-image OpenCV version of the same chain in the same run, and JPEG models against the codec.
+"""Degraded images per second beside a per-image OpenCV version of the same chain, and JPEG models against the codec.
 
-python benchmarks/degradation.py [--batch 8] [--gt 256] [--threads 2] [--preset realesrgan] [--rounds 8] [--device cuda] [--json FILE]
+python benchmarks/degradation.py [--batch 8] [--gt 256] [--threads 2] [--preset realesrgan] [--rounds 8] [--json FILE]
+python benchmarks/degradation.py --device cuda --batch 64
 
-Both sides get the same images and the same draws: ours draws them inside the measured time, OpenCV is handed the finished records. Rounds
-alternate between the two and the median counts, so that other work on the machine hits both. Needs opencv-python.
+Both sides get the same images and the same draws: ours draws them inside the measured time, OpenCV gets the finished records.
+Rounds alternate between the two and the median counts, so that other work on the machine hits both. Needs OpenCV.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from alignsr.core.degradation import PRESETS, degrade
 from alignsr.core.degradation.jpeg import jpeg_codec, jpeg_differentiable, jpeg_diffjpeg
-from alignsr.core.degradation.pipeline import make_kernel
+from alignsr.core.degradation.steps import make_kernel
 
 QUALITIES = (30, 50, 75, 95)
 Pixels = np.ndarray[Any, np.dtype[np.float32]]

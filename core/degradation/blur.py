@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -76,6 +75,13 @@ def smooth_kernel(
     else:
         kernel = np.exp(-0.5 * q)
     return _finished(kernel, pad_to)
+
+
+def gaussian_taps(size: int, sigma: float) -> Tensor:
+    """Sample a Gaussian at `size` (odd) whole positions around 0; [size] float64, sum 1."""
+    axis = np.arange(size, dtype=np.float64) - (size - 1) // 2
+    taps = np.exp(-0.5 * (axis / sigma) ** 2)
+    return torch.from_numpy(taps / taps.sum())
 
 
 def sinc_kernel(size: int, cutoff: float, *, pad_to: int | None = None) -> Tensor:
@@ -174,30 +180,29 @@ def filter_images(images: Sequence[Tensor], kernels: Sequence[Tensor]) -> list[T
     return [out[b, :, : image.shape[-2], : image.shape[-1]] for b, image in enumerate(images)]
 
 
-@lru_cache(maxsize=16)
-def _band(taps: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _band(taps: Tensor) -> Tensor:
     """Matrix [block + side - 1, block] whose column j holds the taps from row j on."""
-    matrix = torch.zeros(_BLOCK + len(taps) - 1, _BLOCK, dtype=torch.float64)
-    for column in range(_BLOCK):
-        matrix[column : column + len(taps), column] = torch.tensor(taps, dtype=torch.float64)
-    return matrix.to(dtype=dtype, device=device)
+    # A row one longer than the matrix is wide, repeated without a break, moves on by one in every row.
+    line = F.pad(taps, (0, _BLOCK))
+    rows = _BLOCK + taps.numel() - 1
+    return line.repeat(_BLOCK)[: _BLOCK * rows].view(_BLOCK, rows).mT.contiguous()
 
 
-def filter_separable(x: Tensor, taps: tuple[float, ...]) -> Tensor:
+def filter_separable(x: Tensor, taps: Tensor) -> Tensor:
     """Correlate along rows and along columns with the same taps, borders mirrored.
 
     Each block of 64 outputs is one product with a band matrix, which takes a third of the time of a one-dimensional convolution.
 
     Args:
         x: [..., H, W] float.
-        taps: an odd number of weights.
+        taps: an odd number of weights, float, any device.
 
     Returns:
         [..., H, W].
     """
     height, width = x.shape[-2:]
-    margin = len(taps) - 1
-    band = _band(taps, x.dtype, x.device)
+    margin = taps.numel() - 1
+    band = _band(taps.to(x))
     out = reflect_pad(x, margin // 2)
     columns = [out[..., start : min(start + _BLOCK, width) + margin] for start in range(0, width, _BLOCK)]
     out = torch.cat([part @ band[: part.shape[-1], : part.shape[-1] - margin] for part in columns], -1)

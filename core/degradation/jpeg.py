@@ -46,15 +46,18 @@ def jpeg_codec(images: Sequence[Tensor], qualities: Sequence[int]) -> list[Tenso
     Returns:
         B images of the same sizes, dtype and device on multiples of 1/255. No gradient passes.
     """
-    out: list[Tensor] = []
-    for image, quality in zip(images, qualities, strict=True):
-        planes = image.detach().mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8).cpu().numpy()
+    sizes = [image.numel() for image in images]
+    flat = images[0].reshape(-1) if len(images) == 1 else torch.cat([image.reshape(-1) for image in images])
+    pixels = flat.detach().mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8).cpu()  # one transfer for the whole list
+    decoded: list[Tensor] = []
+    for part, image, quality in zip(torch.split(pixels, sizes), images, qualities, strict=True):
         stream = io.BytesIO()
-        Image.merge("RGB", [Image.fromarray(plane) for plane in planes]).save(stream, "JPEG", quality=int(quality), subsampling=2)
-        with Image.open(stream, formats=("JPEG",)) as decoded:
-            result = torch.from_numpy(np.array(decoded)).to(image.device).permute(2, 0, 1)
-        out.append(result.to(image.dtype, memory_format=torch.contiguous_format).div_(255))
-    return out
+        planes = [Image.fromarray(plane) for plane in part.view(image.shape).numpy()]
+        Image.merge("RGB", planes).save(stream, "JPEG", quality=int(quality), subsampling=2)
+        with Image.open(stream, formats=("JPEG",)) as picture:
+            decoded.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1).reshape(-1))
+    result = (decoded[0] if len(decoded) == 1 else torch.cat(decoded)).to(flat.device).to(flat.dtype).div_(255)
+    return [part.view(image.shape) for part, image in zip(torch.split(result, sizes), images, strict=True)]
 
 
 def quality_factor(quality: float) -> float:

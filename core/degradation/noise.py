@@ -56,13 +56,20 @@ def gaussian_field(bits: Tensor) -> Tensor:
     return torch.erfinv(centred).mul_(math.sqrt(2.0))
 
 
-@lru_cache(maxsize=9)
-def _poisson_tables(counts: int) -> tuple[Tensor, Tensor]:
-    """Walker's alias tables of Poisson(level / 255 * counts) for level = 0..255.
+@lru_cache(maxsize=18)
+def poisson_tables(counts: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Build Walker's alias tables of Poisson(level / 255 * counts) for level = 0..255.
+
+    Args:
+        counts: photon count at white, 1..256.
+        device: where to keep them.
 
     Returns:
         threshold [256 * 512] float32: cell k of a level keeps its own value k with this probability;
         alias [256 * 512] float32: the value it gives otherwise. Values above 511 have probability below 1e-40 and are left out.
+
+    Source:
+        Walker 1977, ACM Transactions on Mathematical Software 3(3); built by Vose's method for all levels at once.
     """
     rate = np.arange(256, dtype=np.float64)[:, None] / 255.0 * counts
     k = np.arange(_CELLS, dtype=np.float64)[None, :]
@@ -94,7 +101,8 @@ def _poisson_tables(counts: int) -> tuple[Tensor, Tensor]:
         after_heavy = ordered[level, following] + left - 1.0
         left = np.where(takes_light, left - (1.0 - light_weight), np.where(takes_heavy, after_heavy, left))
         small, large = small + takes_light, large + takes_heavy
-    return torch.from_numpy(threshold.astype(np.float32)).flatten(), torch.from_numpy(alias.astype(np.float32)).flatten()
+    tables = (torch.from_numpy(table.astype(np.float32)).flatten().to(device) for table in (threshold, alias))
+    return next(tables), next(tables)
 
 
 def poisson_counts(levels: Tensor) -> list[int]:
@@ -108,7 +116,7 @@ def poisson_counts(levels: Tensor) -> list[int]:
     """
     batch = levels.shape[0]
     seen = torch.zeros(batch, 256, device=levels.device).scatter_(1, levels.reshape(batch, -1).long(), 1.0)
-    return [1 << (int(count) - 1).bit_length() for count in seen.sum(1)]
+    return [1 << (int(count) - 1).bit_length() for count in seen.sum(1).cpu()]
 
 
 def poisson_field(levels: Tensor, bits: Tensor, counts: Sequence[int]) -> Tensor:
@@ -125,10 +133,10 @@ def poisson_field(levels: Tensor, bits: Tensor, counts: Sequence[int]) -> Tensor
         [B, C, H, W] float32, mean 0, variance v / counts. Exact up to 23 random bits (alias method).
     """
     kinds = sorted(set(counts))
-    tables = [_poisson_tables(kind) for kind in kinds]
     device = levels.device
-    threshold = (tables[0][0] if len(kinds) == 1 else torch.cat([table[0] for table in tables])).to(device)
-    alias = (tables[0][1] if len(kinds) == 1 else torch.cat([table[1] for table in tables])).to(device)
+    tables = [poisson_tables(kind, device) for kind in kinds]
+    threshold = tables[0][0] if len(kinds) == 1 else torch.cat([table[0] for table in tables])
+    alias = tables[0][1] if len(kinds) == 1 else torch.cat([table[1] for table in tables])
     cell = bits & (_CELLS - 1)
     index = levels.to(torch.int32).mul(_CELLS).add_(cell)
     if len(kinds) > 1:

@@ -1,7 +1,7 @@
 """From a clean image to a degraded one: draw per sample, then apply, one sample at a time on a CPU and all together on a GPU."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,21 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import check_finite, check_image, describe, did_you_mean
-from ..resize import imresize
-from .blur import filter_images, sinc_kernel, smooth_kernel
-from .draw import Step, draw_steps
-from .jpeg import jpeg_codec, jpeg_differentiable, jpeg_diffjpeg, round_straight
-from .noise import gaussian_field, poisson_counts, poisson_field, random_bits
+from .draw import draw_steps
+from .jpeg import round_straight
 from .presets import DegradationConfig, find_config
 from .sharpen import sharpen
+from .steps import JPEG_FORMS, apply_steps, check_steps
 
 JpegForm = Literal["codec", "differentiable", "diffjpeg"]
-_JPEG_FORMS: dict[str, Callable[[Sequence[Tensor], Sequence[int]], list[Tensor]]] = {
-    "codec": jpeg_codec,
-    "differentiable": jpeg_differentiable,
-    "diffjpeg": jpeg_diffjpeg,
-}
-_LUMA = (0.2989, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -155,9 +147,9 @@ def _check_gt(gt: Tensor) -> None:
 
 
 def _run(gt: Tensor, params: Sequence[dict[str, Any]], jpeg: JpegForm) -> Degraded:
-    if jpeg not in _JPEG_FORMS:
+    if jpeg not in JPEG_FORMS:
         raise ValueError(
-            f"jpeg: expected one of {', '.join(_JPEG_FORMS)}, got {jpeg!r}; {did_you_mean(str(jpeg), list(_JPEG_FORMS))}"
+            f"jpeg: expected one of {', '.join(JPEG_FORMS)}, got {jpeg!r}; {did_you_mean(str(jpeg), list(JPEG_FORMS))}"
         )
     sharpened = gt
     wants_sharp = [bool(p.get("sharpen_input") or p.get("sharpen_target")) for p in params]
@@ -165,11 +157,11 @@ def _run(gt: Tensor, params: Sequence[dict[str, Any]], jpeg: JpegForm) -> Degrad
         sharpened = sharpen(gt)
     start = [(sharpened if p.get("sharpen_input") else gt)[b] for b, p in enumerate(params)]
     target = torch.stack([(sharpened if p.get("sharpen_target") else gt)[b] for b, p in enumerate(params)])
-    steps = [_check_steps(p) for p in params]
+    steps = [check_steps(p) for p in params]
     if gt.device.type == "cpu":
-        small = [_apply_steps([image], [own], jpeg)[0] for image, own in zip(start, steps, strict=True)]
+        small = [apply_steps([image], [own], jpeg)[0] for image, own in zip(start, steps, strict=True)]
     else:
-        small = _apply_steps(start, steps, jpeg)
+        small = apply_steps(start, steps, jpeg)
     sizes = sorted({tuple(image.shape[-2:]) for image in small})
     if len(sizes) > 1:
         raise ValueError(f"params: expected samples that end in one size, got {sizes}; degrade them apart")
@@ -184,145 +176,3 @@ def _run(gt: Tensor, params: Sequence[dict[str, Any]], jpeg: JpegForm) -> Degrad
 
 def _to_8bit(x: Tensor) -> Tensor:
     return round_straight(x.clamp(0, 1) * 255.0) / 255.0
-
-
-def _apply_steps(images: list[Tensor], steps: list[list[Step]], jpeg: str) -> list[Tensor]:
-    """Advance all samples one step at a time; samples whose next steps are of one kind are done together."""
-    current = [image.float() for image in images]
-    for position in range(max(len(own) for own in steps)):
-        groups: dict[str, list[int]] = {}
-        for b, own in enumerate(steps):
-            if position < len(own):
-                groups.setdefault(str(own[position]["op"]), []).append(b)
-        for op, members in groups.items():
-            done = _apply_op(op, [current[b] for b in members], [steps[b][position] for b in members], jpeg)
-            for b, image in zip(members, done, strict=True):
-                current[b] = image
-    return current
-
-
-_NEEDED = {
-    "blur": ("kernel",),
-    "resize": ("mode", "size"),
-    "noise": ("kind", "grey", "key"),
-    "jpeg": ("quality",),
-    "bicubic": ("size",),
-}
-
-
-def _check_steps(record: dict[str, Any]) -> list[Step]:
-    if "steps" not in record:
-        raise ValueError(
-            f"params: expected a record with 'steps', got the keys {sorted(record)}; pass records that degrade returned"
-        )
-    for step in record["steps"]:
-        op = str(step.get("op"))
-        if op not in _NEEDED:
-            hint = did_you_mean(op, list(_NEEDED))
-            raise ValueError(f"params: expected steps whose op is one of {', '.join(_NEEDED)}, got {op!r}; {hint}")
-        for key in _NEEDED[op]:
-            if key not in step:
-                raise ValueError(f"params: expected {key!r} in a {op} step, got the keys {sorted(step)}; see draw.draw_steps")
-    return list(record["steps"])
-
-
-def _apply_op(op: str, images: list[Tensor], steps: list[Step], jpeg: str) -> list[Tensor]:
-    if op == "blur":
-        return _blur(images, [step["kernel"] for step in steps])
-    if op == "resize":
-        return [resize(image, step["mode"], step["size"], step.get("factor")) for image, step in zip(images, steps, strict=True)]
-    if op == "noise":
-        return _add_noise(images, steps)
-    if op == "jpeg":
-        return _JPEG_FORMS[jpeg](images, [step["quality"] for step in steps])
-    return [_shrink(image, step["size"]) for image, step in zip(images, steps, strict=True)]
-
-
-def make_kernel(record: dict[str, Any], *, pad_to: int | None = None) -> Tensor:
-    """Build the kernel of a blur step's record.
-
-    Args:
-        record: {"kind", "size", "sigma_x", ...} with the arguments of `smooth_kernel`, or {"kind": "sinc", "size", "cutoff"}.
-        pad_to: zero-pad to this odd side.
-
-    Returns:
-        [size, size] (or [pad_to, pad_to]) float64, sum 1.
-    """
-    numbers = {name: value for name, value in record.items() if name not in ("kind", "size")}
-    if record["kind"] == "sinc":
-        return sinc_kernel(record["size"], numbers["cutoff"], pad_to=pad_to)
-    return smooth_kernel(record["kind"], record["size"], pad_to=pad_to, **numbers)
-
-
-def _blur(images: list[Tensor], records: list[dict[str, Any] | None]) -> list[Tensor]:
-    chosen = [b for b, record in enumerate(records) if record is not None]
-    out = list(images)
-    if chosen:
-        kernels = [make_kernel(record) for record in records if record is not None]
-        for b, image in zip(chosen, filter_images([images[b] for b in chosen], kernels), strict=True):
-            out[b] = image
-    return out
-
-
-def resize(image: Tensor, mode: str, size: Sequence[int], factor: float | None = None) -> Tensor:
-    """Interpolate without antialiasing, as the official chains do.
-
-    Args:
-        image: [C, H, W] float.
-        mode: one of presets.RESIZE_MODES.
-        size: (height, width) of the result.
-        factor: where given, sample positions follow this factor, not the ratio of sizes; needs `size` = int(side * factor).
-
-    Returns:
-        [C, *size]. Bicubic (a = -0.75) overshoots; not clamped.
-
-    Source:
-        Golden case c08_degradation/resize.
-    """
-    height, width = image.shape[-2:]
-    wanted = (int(size[0]), int(size[1]))
-    if wanted == (height, width) and factor in (None, 1.0):
-        return image
-    if factor is not None and mode != "area" and wanted == (int(height * factor), int(width * factor)):
-        return F.interpolate(image[None], scale_factor=factor, mode=mode)[0]
-    return F.interpolate(image[None], size=wanted, mode=mode)[0]
-
-
-def _shrink(image: Tensor, size: Sequence[int]) -> Tensor:
-    wanted = (int(size[0]), int(size[1]))
-    if wanted == tuple(image.shape[-2:]):
-        return image
-    return imresize(image[None], wanted[0] / image.shape[-2], wanted)[0]
-
-
-def _add_noise(images: list[Tensor], steps: list[Step]) -> list[Tensor]:
-    """Add each sample's noise and clamp to [0, 1]; the noise itself is a constant for the gradient."""
-    out = list(images)
-    groups: dict[tuple[str, bool], list[int]] = {}
-    for b, step in enumerate(steps):
-        groups.setdefault((step["kind"], bool(step["grey"])), []).append(b)
-    for (kind, grey), members in groups.items():
-        clean = [images[b].detach() for b in members]
-        height, width = max(i.shape[-2] for i in clean), max(i.shape[-1] for i in clean)
-        device = clean[0].device
-        bits = random_bits([tuple(steps[b]["key"]) for b in members], 1 if grey else 3, height, width, device)
-        if kind == "gaussian":
-            field = gaussian_field(bits)
-            strength = [steps[b]["std_255"] / 255.0 for b in members]
-        else:
-            levels = [_levels(image, grey) for image in clean]
-            counts = [poisson_counts(level[None])[0] for level in levels]
-            canvas = torch.stack([F.pad(level, (0, width - level.shape[-1], 0, height - level.shape[-2])) for level in levels])
-            field = poisson_field(canvas, bits, counts)
-            strength = [steps[b]["scale"] for b in members]
-        for k, b in enumerate(members):
-            own = field[k, :, : images[b].shape[-2], : images[b].shape[-1]]
-            out[b] = torch.add(images[b], own, alpha=strength[k]).clamp(0, 1)
-    return out
-
-
-def _levels(image: Tensor, grey: bool) -> Tensor:
-    """The 8-bit levels of an image, or of its luma, as int32 [C, H, W]."""
-    if grey:
-        image = (image * torch.tensor(_LUMA, dtype=image.dtype, device=image.device)[:, None, None]).sum(0, keepdim=True)
-    return (image * 255.0).round().clamp(0, 255).to(torch.int32)

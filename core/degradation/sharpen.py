@@ -1,20 +1,10 @@
 """Unsharp masking of the target, as Real-ESRGAN and its relatives sharpen their ground truth."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from ..checks import check_image
-from .blur import filter_separable
-
-
-def _gaussian_taps(side: int, sigma: float) -> tuple[float, ...]:
-    weights = [math.exp(-0.5 * ((i - side // 2) / sigma) ** 2) for i in range(side)]
-    return tuple(weight / sum(weights) for weight in weights)
-
-
-_TAPS = _gaussian_taps(51, 8.0)
+from .blur import filter_separable, gaussian_taps
 
 
 def sharpen(gt: Tensor, *, weight: float = 0.5, threshold_255: float = 10.0) -> Tensor:
@@ -36,12 +26,13 @@ def sharpen(gt: Tensor, *, weight: float = 0.5, threshold_255: float = 10.0) -> 
         StrSR specification 2.1 and AESOP specification 4.2; golden case c06_strsr/usm.
     """
     check_image(gt, "gt")
+    taps = gaussian_taps(51, 8.0)
     out: list[Tensor] = []
     # One image at a time stays in a CPU's cache.
     parts = [gt[b : b + 1] for b in range(gt.shape[0])] if gt.device.type == "cpu" else [gt]
     for image in parts:
-        residual = image - filter_separable(image, _TAPS)
+        residual = image - filter_separable(image, taps)
         mask = residual.detach().abs().gt_(threshold_255 / 255)
         sharp = torch.add(image, residual, alpha=weight).clamp(0, 1)
-        out.append(torch.lerp(image, sharp, filter_separable(mask, _TAPS)))
+        out.append(torch.lerp(image, sharp, filter_separable(mask, taps)))
     return torch.cat(out)

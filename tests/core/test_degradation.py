@@ -11,11 +11,19 @@ import torch
 from torch import Tensor
 
 from alignsr.core.degradation import PRESETS, degrade, lq_size, replay, sharpen
-from alignsr.core.degradation.blur import fast_fft_size, filter_images, filter_separable, reflect_pad, sinc_kernel
+from alignsr.core.degradation.blur import (
+    fast_fft_size,
+    filter_images,
+    filter_separable,
+    gaussian_taps,
+    reflect_pad,
+    sinc_kernel,
+    smooth_kernel,
+)
 from alignsr.core.degradation.draw import draw_steps
 from alignsr.core.degradation.jpeg import jpeg_codec, jpeg_differentiable, jpeg_diffjpeg, quality_factor
-from alignsr.core.degradation.noise import _poisson_tables, gaussian_field, poisson_counts, poisson_field, random_bits
-from alignsr.core.degradation.pipeline import _apply_steps, make_kernel
+from alignsr.core.degradation.noise import gaussian_field, poisson_counts, poisson_field, poisson_tables, random_bits
+from alignsr.core.degradation.steps import apply_steps, make_kernel
 from alignsr.core.resize import imresize
 
 CPU = torch.device("cpu")
@@ -79,15 +87,15 @@ def test_records_survive_json_and_bring_the_result_back(gt: Tensor, jpeg: Any) -
 
 @pytest.mark.parametrize("jpeg", ["differentiable", "diffjpeg"])
 def test_one_batch_on_padded_canvases_is_the_same_as_image_by_image(gt: Tensor, jpeg: str) -> None:
-    """The path of a GPU: samples of different sizes, padded to one; float rounding may differ, which JPEG can turn into a step."""
+    """The path of a GPU: samples of different sizes, padded to one; float rounding differs, which JPEG can turn into a step."""
     images = [image[:, : 96 - 7 * b, : 80 + 3 * b] for b, image in enumerate(gt)]
     steps = [
         draw_steps(PRESETS["realesrgan"], (i.shape[1], i.shape[2]), (24, 20), 4, generator=torch.Generator().manual_seed(b))
         for b, i in enumerate(images)
     ]
-    together = _apply_steps(images, steps, jpeg)
+    together = apply_steps(images, steps, jpeg)
     for b, image in enumerate(images):
-        alone = _apply_steps([image], [steps[b]], jpeg)[0]
+        alone = apply_steps([image], [steps[b]], jpeg)[0]
         gap = (together[b] - alone).abs()
         assert float(gap.mean()) < 0.1 / 255
         assert float((gap > 0.5 / 255).float().mean()) < 0.02
@@ -187,11 +195,16 @@ def test_filter_is_a_correlation_with_mirrored_borders() -> None:
 
 
 def test_separable_filter_equals_the_full_kernel() -> None:
-    taps = (0.1, 0.2, 0.4, 0.25, 0.05)
-    line = torch.tensor(taps, dtype=torch.float64)
+    line = torch.tensor([0.1, 0.2, 0.4, 0.25, 0.05], dtype=torch.float64)
     for height, width in ((5, 5), (64, 65), (70, 129)):
         image = torch.rand(3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        assert torch.allclose(filter_separable(image, taps), filter_images([image], [line[:, None] * line])[0], atol=1e-12)
+        assert torch.allclose(filter_separable(image, line), filter_images([image], [line[:, None] * line])[0], atol=1e-12)
+
+
+def test_isotropic_gaussians_are_separable() -> None:
+    for size, sigma in ((7, 0.2), (13, 1.4), (21, 3.0)):
+        taps = gaussian_taps(size, sigma)
+        assert torch.allclose(taps[:, None] * taps, smooth_kernel("iso", size, sigma_x=sigma), atol=1e-15)
 
 
 def test_reflection_goes_on_where_the_side_is_shorter_than_the_margin() -> None:
@@ -244,7 +257,7 @@ def test_random_bits_are_balanced_in_every_position() -> None:
 
 @pytest.mark.parametrize("counts", [1, 8, 256])
 def test_poisson_tables_hold_the_exact_distribution(counts: int) -> None:
-    threshold, alias = (table.view(256, 512).double() for table in _poisson_tables(counts))
+    threshold, alias = (table.view(256, 512).double() for table in poisson_tables(counts, CPU))
     mass = (threshold / 512).scatter_add(1, alias.long(), (1 - threshold) / 512)
     rate = torch.arange(256, dtype=torch.float64)[:, None] / 255 * counts
     k = torch.arange(512, dtype=torch.float64)[None]

@@ -14,7 +14,7 @@ from alignsr.core.degradation import RESIZE_MODES, replay, sharpen
 from alignsr.core.degradation.blur import filter_images, sinc_kernel, smooth_kernel
 from alignsr.core.degradation.jpeg import jpeg_diffjpeg
 from alignsr.core.degradation.noise import gaussian_field, poisson_counts, poisson_field, random_bits
-from alignsr.core.degradation.pipeline import resize
+from alignsr.core.degradation.steps import resize
 from paths import REFERENCE, SHARED
 
 GOLDEN = load_file(REFERENCE / "degradation.safetensors")

@@ -6,7 +6,7 @@ With k = 0..n-1 the row-major flat index, s = crc32("alignsr-ref:" + name) and 3
     z ^= z >> 16;  z *= 0x85EBCA6B;  z ^= z >> 13;  z *= 0xC2B2AE35;  z ^= z >> 16
     U(name)[k] = z / 2^32          S(name)[k] = 2 U(name)[k] - 1
 
-Everything is computed in float64 and rounded once to the dtype asked for. Tests import it as `from reference.formula import U, S`.
+Everything is computed in float64 and rounded once to float32. Tests import it as `from reference.formula import S, U`.
 """
 
 import math
@@ -76,7 +76,7 @@ def formula_state_dict(shapes: Mapping[str, Tensor], dtype: torch.dtype = torch.
 
 
 def converge_spectral_norm(state: dict[str, Tensor]) -> None:
-    """Replace every `weight_u`, `weight_v` by the leading singular pair of its `weight_orig` flattened to (out, rest), in place."""
+    """Replace every `weight_u`, `weight_v` by the leading singular pair of `weight_orig` flattened to (out, rest), in place."""
     for name in [key for key in state if key.endswith("weight_orig")]:
         left, _, right = torch.linalg.svd(state[name].double().flatten(1), full_matrices=False)
         prefix = name.removesuffix("weight_orig")
