@@ -3,6 +3,7 @@
 import logging
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -65,7 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.ERROR
     )  # comes with pyiqa and warns, on import, of kernels nobody asked for
     try:
-        app(args=arguments, prog_name="alignsr")
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")  # third-party packages talk to programmers, not to users
+            app(args=arguments, prog_name="alignsr")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else OK if end.code is None else WRONG
     except KeyboardInterrupt:

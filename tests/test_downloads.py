@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cli_helpers import call, save_tiny
 
 from alignsr.cli import downloads
 from alignsr.cli.downloads import DOWNLOADS, Download, find_download
-from cli_helpers import call, save_tiny
 
 
 class Server(http.server.ThreadingHTTPServer):

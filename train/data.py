@@ -125,12 +125,17 @@ class PairData:
 
     Raises:
         DataError: see `find_files`; also a patch that is not a multiple of the scale, or a picture smaller than the patch.
+        ValueError: unknown degradation preset.
     """
 
     def __init__(self, config: DataConfig, scale: int, seed: int, samples_per_step: int = 1) -> None:
         check_positive_int(config.gt_patch_px, "data.gt_patch_px")
         if config.gt_patch_px % scale:
             raise DataError(f"data.gt_patch_px: expected a multiple of the scale {scale}, got {config.gt_patch_px}; change it")
+        if config.degradation != "matlab":
+            from ..core.degradation import find_config
+
+            find_config(config.degradation)  # an unknown preset is told before anything is read or written
         self.config = config
         self.scale = scale
         self.seed = seed

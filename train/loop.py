@@ -173,9 +173,6 @@ class Loop:
                 self.scaler.load_state_dict(self.state.extra["scaler"])
             self.logs = [entry for entry in self._read_logs() if entry["step"] <= self.state.step]
         self._elapsed = float(self.state.extra.get("seconds", 0.0))
-        if self.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._write_text("config.json", json.dumps(to_mapping(config), indent=2, sort_keys=True))
 
     @property
     def samples_per_step(self) -> int:
@@ -189,6 +186,8 @@ class Loop:
 
     def steps(self) -> Iterator[int]:
         """Step numbers from where the run stands to its end; after each one: log, preview, checkpoint, and stop if asked."""
+        if self.is_main:
+            self._write_text("config.json", json.dumps(to_mapping(self.config), indent=2, sort_keys=True))
         self._started = time.monotonic()
         while self.state.step < self.run.steps:
             self._sums, self._micro, self._updated, self._noted = {}, 0, set(), False

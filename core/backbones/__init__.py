@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import did_you_mean
-from ..weights import find_model, read_info
+from ..weights import WeightsError, find_model, read_info
 from . import network, pixel
 from .base import AnyBackbone, Backbone, BackboneSpec, DirectBackbone
 
@@ -35,4 +35,7 @@ def load_backbone(name: str | Path, folders: Iterable[str | Path] = ()) -> AnyBa
     kind = str(info.get("backbone", "network"))
     if kind not in BACKBONES:
         raise ValueError(f"{path}: expected a known backbone in the header, got {kind!r}; {did_you_mean(kind, list(BACKBONES))}")
+    lacking = [key for key in ("architecture", "options") if info and key not in info]
+    if lacking:
+        raise WeightsError(f"{path}: expected {' and '.join(lacking)} in the header, found none; export it again")
     return BACKBONES[kind](path, info)

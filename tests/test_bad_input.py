@@ -1,0 +1,516 @@
+"""Bad input, row by row: one clear message, exit code 1 or the node's error, no traceback, nothing half-written."""
+
+import errno
+import json
+import os
+import pickle
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cli_helpers import LITE, Outcome, call, picture, save_tiny, tree, unchanged
+from PIL import Image
+from train_helpers import make_pictures
+
+from alignsr.core.image_files import write_image
+from alignsr.core.restore import restore
+from alignsr.core.weights import save_weights
+from alignsr.nodes import NODE_CLASS_MAPPINGS
+from alignsr.nodes.models import load_model
+
+Arguments = list[object]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with a good picture, a good model and a good workflow to spoil."""
+
+    folder: Path
+
+    @property
+    def good(self) -> Path:
+        return self.folder / "good.png"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model.safetensors"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    def upscale(self, source: Path, *more: object, model: Path | str | None = None) -> Arguments:
+        return ["upscale", source, "-o", self.out, "-m", model or self.model, *more]
+
+    def write(self, name: str, data: bytes | str) -> Path:
+        path = self.folder / name
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+        return path
+
+    def run(self, **changes: Any) -> Arguments:
+        """A workflow that loads, degrades, restores and saves; `n2__scale=0` changes input scale of node 2."""
+        nodes: dict[str, Any] = {
+            "1": {"class_type": "LoadImage", "inputs": {"image": str(self.good)}},
+            "2": {
+                "class_type": "AlignSRDegrade",
+                "inputs": {"image": ["1", 0], "preset": "realesrgan", "seed": 1, "scale": 2, "jpeg": "codec"},
+            },
+            "3": {
+                "class_type": "AlignSRLoadSRModel",
+                "inputs": {"model_name": "model.safetensors", "precision": "fp32", "device": "cpu"},
+            },
+            "4": {
+                "class_type": "AlignSROneStepSR",
+                "inputs": {"model": ["3", 0], "image": ["2", 0], "scale": 4, "color_fix": "none", "tile_px": 0, "overlap_px": -1},
+            },
+            "5": {"class_type": "SaveImage", "inputs": {"images": ["4", 0], "filename_prefix": "sr"}},
+        }
+        for place, value in changes.items():
+            node, _, name = place.removeprefix("n").partition("__")
+            if name == "class":
+                nodes[node]["class_type"] = value
+            elif value is None:
+                del nodes[node]["inputs"][name]
+            else:
+                nodes[node]["inputs"][name] = value
+        return ["run", self.write("workflow.json", json.dumps(nodes)), "--out", self.out]
+
+    def train(self, text: str = "", *sets: str) -> Arguments:
+        data = (self.folder / "data").as_posix()
+        config = self.write("config.toml", text or f'recipe = "fidelity"\n[data]\nfolders = ["{data}"]\ngt_patch_px = 32\n')
+        return ["train", config, "--out", self.out, *(part for item in sets for part in ("--set", item))]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    here = Place(tmp_path)
+    write_image(here.good, picture(24, 20))
+    save_tiny(here.model)
+    monkeypatch.setenv("ALIGNSR_MODELS", str(tmp_path))
+    return here
+
+
+def png(width: int, height: int, data: bytes = b"") -> bytes:
+    def chunk(tag: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def tiff_with_nan(place: Place) -> Path:
+    values = np.full((8, 8), 0.5, np.float32)
+    values[3, 4] = np.nan
+    path = place.folder / "nan.tif"
+    Image.fromarray(values).save(path)
+    return path
+
+
+class RunsCode:
+    """A pickle that would make a folder when it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def pickled(place: Place) -> Path:
+    path = place.folder / "code.pth"
+    torch.save({"weight": RunsCode(place.folder / "code-was-run")}, path)
+    return path
+
+
+def wrong_shapes(place: Place) -> Path:
+    info = {"backbone": "network", "architecture": "lite", "options": LITE}
+    return save_weights(place.folder / "wrong.safetensors", {"head.weight": torch.zeros(3, 3)}, info)
+
+
+def header(place: Place, **info: Any) -> Path:
+    return save_weights(place.folder / "header.safetensors", {"x": torch.zeros(1)}, info)
+
+
+LOAD, SR = "node 3 (AlignSRLoadSRModel)", "node 4 (AlignSROneStepSR)"
+
+ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
+    # pictures
+    "text as image": (lambda p: p.upscale(p.write("text.png", "hello")), "text.png: expected an image"),
+    "text as image, degrade": (lambda p: ["degrade", p.write("text.png", "hello"), "-o", p.out], "text.png: expected an image"),
+    "text as image, evaluate": (
+        lambda p: ["evaluate", "--gt", p.write("bad/a.png", "x").parent, "--sr", p.folder / "bad", "--json", p.folder / "r.json"],
+        "a.png: expected an image",
+    ),
+    "text as image, run": (
+        lambda p: p.run(n1__image=str(p.write("text.png", "hello"))),
+        "node 1 (LoadImage), input 'image': expected",
+    ),
+    "text as image, demo": (
+        lambda p: ["demo", p.write("text.png", "hello"), "-o", p.out, "-m", p.model],
+        "text.png: expected an image",
+    ),
+    "truncated PNG": (lambda p: p.upscale(p.write("cut.png", p.good.read_bytes()[:200])), "cut.png: expected a whole image"),
+    "truncated PNG, run": (
+        lambda p: p.run(n1__image=str(p.write("cut.png", p.good.read_bytes()[:200]))),
+        "node 1 (LoadImage), input 'image': expected a whole picture",
+    ),
+    "zero-byte file": (lambda p: p.upscale(p.write("empty.png", b"")), "empty.png: expected an image, got an empty file"),
+    "0x0 picture": (lambda p: p.upscale(p.write("none.png", png(0, 0))), "none.png: expected"),
+    "0-wide picture": (lambda p: p.upscale(p.write("thin.png", png(0, 5))), "thin.png: expected"),
+    "NaN pixels": (lambda p: p.upscale(tiff_with_nan(p)), "expected finite values, got 3 NaN"),
+    "100-megapixel header": (lambda p: p.upscale(p.write("bomb.png", png(10000, 10000))), "expected fewer than 100000000 pixels"),
+    "1-gigapixel header": (lambda p: p.upscale(p.write("bomb.png", png(40000, 40000))), "expected fewer than 100000000 pixels"),
+    "100-megapixel header, run": (
+        lambda p: p.run(n1__image=str(p.write("bomb.png", png(10000, 10000)))),
+        "expected fewer than 100000000 pixels",
+    ),
+    "no such picture": (lambda p: p.upscale(p.folder / "nothing.png"), "nothing.png: expected an image file or a folder"),
+    "folder without pictures": (lambda p: p.upscale(p.write("bare/x.txt", "x").parent), "bare: expected images"),
+    "result over its source": (
+        lambda p: ["upscale", p.good, "-o", p.folder, "-m", p.model],
+        "expected a result apart from its source",
+    ),
+    # numbers and names
+    "unknown preset": (
+        lambda p: ["degrade", "--preset", "realesrgn", p.good, "-o", p.out],
+        "got 'realesrgn'; did you mean 'realesrgan'?",
+    ),
+    "unknown preset, run": (lambda p: p.run(n2__preset="realesrgn"), "node 2 (AlignSRDegrade), input 'preset': expected one of"),
+    "unknown preset, train": (lambda p: p.train("", 'data.degradation="realesrgn"'), "did you mean 'realesrgan'?"),
+    **{
+        f"scale {value}, {command}": (build, expected)
+        for value in ("0", "3.5", "-1")
+        for command, build, expected in (
+            ("upscale", lambda p, v=value: p.upscale(p.good, "--scale", v), "--scale: expected"),
+            ("evaluate", lambda p, v=value: ["evaluate", "--gt", p.folder, "--sr", p.folder, "--scale", v], "scale: expected"),
+            ("run", lambda p, v=value: [*p.run(), "--set", f"4.scale={v}"], f"{SR}, input 'scale': "),
+        )
+    },
+    "scale 0, degrade": (
+        lambda p: ["degrade", p.good, "-o", p.out, "--scale", "0"],
+        "scale: expected a finite number >= 1, got 0",
+    ),
+    "scale -1, degrade": (
+        lambda p: ["degrade", p.good, "-o", p.out, "--scale", "-1"],
+        "scale: expected a finite number >= 1, got -1",
+    ),
+    "scale nan, degrade": (lambda p: ["degrade", p.good, "-o", p.out, "--scale", "nan"], "scale: expected a finite number >= 1"),
+    "tile below 0": (lambda p: p.upscale(p.good, "--tile-px", "-8"), "--tile-px: expected an integer >= 0, got -8"),
+    "overlap as large as the tile": (lambda p: p.upscale(p.good, "--tile-px", "8", "--overlap-px", "8"), "overlap_px: expected"),
+    "unknown colour fix": (lambda p: p.upscale(p.good, "--color-fix", "wavelt"), "did you mean 'wavelet'?"),
+    "unknown precision": (
+        lambda p: p.upscale(p.good, "--precision", "fp8"),
+        "--precision: expected one of fp32, bf16, fp16, got 'fp8'",
+    ),
+    "unknown device": (
+        lambda p: p.upscale(p.good, "--device", "gpu9"),
+        "--device: expected a device of this machine, got 'gpu9'",
+    ),
+    "unknown metric": (
+        lambda p: ["evaluate", "--gt", p.folder, "--sr", p.folder, "--metrics", "psnr_z"],
+        "metric: expected a known name, got 'psnr_z'; did you mean 'psnr_y'?",
+    ),
+    # weights
+    "missing weights": (
+        lambda p: p.upscale(p.good, model="no-such-model"),
+        "found no 'no-such-model'; put the weight file there",
+    ),
+    "missing weights, run": (
+        lambda p: p.run(n3__model_name="gone.pth"),
+        f"{LOAD}, input 'model_name': expected one of",
+    ),
+    "missing weights, evaluate": (
+        lambda p: ["evaluate", "--gt", p.folder, "--model", "no-such-model", "--lq", p.folder],
+        "found no 'no-such-model'",
+    ),
+    "wrong-shaped weights": (
+        lambda p: p.upscale(p.good, model=wrong_shapes(p)),
+        "the weights do not fit this network; missing: ",
+    ),
+    "wrong-shaped weights, run": (
+        lambda p: p.run(n3__model_name=wrong_shapes(p).name),
+        f"{LOAD}: ",
+    ),
+    "truncated safetensors": (
+        lambda p: p.upscale(p.good, model=p.write("cut.safetensors", p.model.read_bytes()[:5000])),
+        "cut.safetensors: expected a safetensors file, got 5000 bytes",
+    ),
+    "text as safetensors": (lambda p: p.upscale(p.good, model=p.write("t.safetensors", "x" * 99)), "expected a safetensors file"),
+    "empty safetensors": (lambda p: p.upscale(p.good, model=p.write("t.safetensors", b"")), "expected a safetensors file"),
+    "pickle that runs code": (lambda p: p.upscale(p.good, model=pickled(p)), "code.pth: expected a checkpoint of plain tensors"),
+    "bare pickle that runs code": (
+        lambda p: p.upscale(p.good, model=p.write("bare.pth", pickle.dumps(RunsCode(p.folder / "code-was-run")))),
+        "bare.pth: expected a checkpoint of plain tensors",
+    ),
+    "truncated pickle": (
+        lambda p: p.upscale(p.good, model=p.write("cut.pth", pickled(p).read_bytes()[:100])),
+        "cut.pth: expected a checkpoint of plain tensors",
+    ),
+    "weights of an unknown network": (
+        lambda p: p.upscale(p.good, model=save_weights(p.folder / "odd.safetensors", {"odd.weight": torch.zeros(2)})),
+        "odd.safetensors: expected a super-resolution network",
+    ),
+    "header with an unknown backbone": (
+        lambda p: p.upscale(p.good, model=header(p, backbone="pixle")),
+        "expected a known backbone in the header, got 'pixle'; did you mean 'pixel'?",
+    ),
+    "header without its options": (
+        lambda p: p.upscale(p.good, model=header(p, backbone="network")),
+        "header.safetensors: expected",
+    ),
+    "weights with NaN": (
+        lambda p: p.upscale(p.good, model=nan_weights(p)),
+        "produced NaN or infinity in the tile at row 0, column 0",
+    ),
+    "check of damaged weights": (
+        lambda p: ["models", "check", p.write("cut.safetensors", p.model.read_bytes()[:5000])],
+        "expected a safetensors file",
+    ),
+    # outputs
+    "a file in place of the output folder": (
+        lambda p: ["upscale", p.folder / "pictures", "-o", p.write("out", "x"), "-m", p.model],
+        "out, which is a file",
+    ),
+    "a file above the output folder": (
+        lambda p: ["degrade", p.good, "-o", p.write("out", "x") / "deeper" / "still"],
+        "expected a folder to write into",
+    ),
+    "a file in place of the run folder": (
+        lambda p: [*p.train()[:2], "--out", p.write("out", "x")],
+        "expected a folder to write into",
+    ),
+    "a file in place of the workflow's folder": (lambda p: [*p.run()[:2], "--out", p.write("out", "x")], "expected a folder"),
+    "a file in place of the demo's folder": (
+        lambda p: ["demo", p.good, "-m", p.model, "-o", p.write("out", "x")],
+        "expected a folder",
+    ),
+    "unknown suffix of a result": (lambda p: ["upscale", p.write("a.gif", b"x"), "-o", p.out, "-m", p.model], "a.gif: expected"),
+    "alpha into JPEG": (
+        lambda p: ["upscale", write_image(p.folder / "rgba.png", picture(8, 8, 4)), "-o", p.folder / "x.jpg", "-m", p.model],
+        "expected a format with transparency",
+    ),
+    # workflows
+    "cycle in the graph": (lambda p: p.run(n2__image=["4", 0]), "expected a graph without cycles, got 4 -> 2 -> 4"),
+    "link to nowhere": (lambda p: p.run(n4__image=["9", 0]), f"{SR}, input 'image': expected a link"),
+    "link to no such output": (
+        lambda p: p.run(n4__image=["2", 7]),
+        f"{SR}, input 'image': expected an output",
+    ),
+    "missing link": (lambda p: p.run(n4__image=None), f"{SR}, input 'image': expected a value"),
+    "link of the wrong type": (
+        lambda p: p.run(n4__image=["3", 0]),
+        f"{SR}, input 'image': expected type IMAGE",
+    ),
+    "value of the wrong type": (
+        lambda p: p.run(n4__scale="four"),
+        f"{SR}, input 'scale': expected a whole number",
+    ),
+    "unknown node": (lambda p: p.run(n2__class="AlignSRDegrad"), "did you mean 'AlignSRDegrade'?"),
+    "unknown node in --set": (lambda p: [*p.run(), "--set", "7.scale=2"], "got '7'"),
+    "unknown input in --set": (lambda p: [*p.run(), "--set", "4.scal=2"], "did you mean 'scale'?"),
+    "--set without a value": (lambda p: [*p.run(), "--set", "4.scale"], "--set"),
+    "not JSON": (
+        lambda p: ["run", p.write("w.json", "{,}"), "--out", p.out],
+        "w.json: expected a JSON workflow, got Expecting property name",
+    ),
+    "JSON that is no workflow": (
+        lambda p: ["run", p.write("w.json", "[1, 2]"), "--out", p.out],
+        "w.json: expected a JSON object",
+    ),
+    "JSON object that is no workflow": (
+        lambda p: ["run", p.write("w.json", '{"a": 1}'), "--out", p.out],
+        "node a: expected a node",
+    ),
+    "no such workflow": (
+        lambda p: ["run", p.folder / "none.json", "--out", p.out],
+        "none.json: expected a readable workflow file",
+    ),
+    # configs
+    "unknown TOML key": (
+        lambda p: p.train('recipe = "fidelity"\n[run]\nstep = 5\n'),
+        "run.step: unknown key; did you mean 'steps'?",
+    ),
+    "unknown TOML table": (
+        lambda p: p.train('recipe = "fidelity"\n[runs]\nsteps = 5\n'),
+        "runs: unknown key; did you mean 'run'?",
+    ),
+    "unknown key in --set": (lambda p: p.train("", "run.stesp=5"), "run.stesp: unknown key; did you mean 'steps'?"),
+    "wrong type in TOML": (
+        lambda p: p.train('recipe = "fidelity"\n[run]\nsteps = "5"\n'),
+        "run.steps: expected int, got str '5'",
+    ),
+    "unknown choice in TOML": (lambda p: p.train('recipe = "fidelity"\n[run]\nprecision = "fp23"\n'), "did you mean 'fp32'?"),
+    "unknown recipe": (lambda p: p.train('recipe = "fidelty"\n'), "did you mean 'fidelity'?"),
+    "not TOML": (lambda p: p.train("recipe = \n"), "config.toml: expected TOML"),
+    "no such config": (lambda p: ["train", "no-such-config"], "expected a TOML file"),
+    "no training pictures": (lambda p: p.train('recipe = "fidelity"\n[data]\nfolders = ["nowhere"]\n'), "data.folders"),
+    "scale 0 in TOML": (lambda p: p.train("", "model.scale=0"), "scale: expected at least 1, got 0"),
+}
+
+
+def nan_weights(place: Place) -> Path:
+    from safetensors.torch import load_file
+
+    from alignsr.core.weights import read_info
+
+    tensors = load_file(place.model)
+    tensors["tail.bias"][0] = float("nan")
+    return save_weights(place.folder / "nan.safetensors", tensors, read_info(place.model))
+
+
+def check_refused(done: Outcome, expected: str) -> None:
+    """One error on stderr, the exit code, no traceback."""
+    assert done.code == 1, (done.code, done.err)
+    assert "Traceback" not in done.err + done.out
+    assert len(done.errors) == 1, done.err
+    assert expected in done.errors[0]
+    assert len(done.errors[0]) < 700
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_bad_input_is_one_clear_message(row: str, place: Place) -> None:
+    build, expected = ROWS[row]
+    for name in ("bad", "bare", "pictures"):
+        (place.folder / name).mkdir()
+    write_image(place.folder / "pictures" / "a.png", picture(8, 8))
+    make_pictures(place.folder / "data", 2)
+    arguments = build(place)
+    with unchanged(place.folder):
+        check_refused(call(*arguments), expected)
+    assert not (place.folder / "code-was-run").exists()
+
+
+@pytest.mark.parametrize("kind", ["network", "pixel"])
+@pytest.mark.parametrize(
+    ("shape", "fill", "expected"),
+    [
+        ((1, 2, 8, 8), 0.5, r"lq: expected \[B, 3, H, W\] float, got \(1, 2, 8, 8\)"),
+        ((1, 5, 8, 8), 0.5, r"lq: expected \[B, 3, H, W\] float, got \(1, 5, 8, 8\)"),
+        ((1, 8, 8, 3), 0.5, "looks channels-last"),
+        ((3, 8, 8), 0.5, "add or remove dimensions"),
+        ((1, 3, 0, 8), 0.5, "at least one image of at least 1x1 pixels"),
+        ((0, 3, 8, 8), 0.5, "at least one image of at least 1x1 pixels"),
+        ((1, 3, 8, 8), float("nan"), "lq: expected finite values, got 192 NaN"),
+        ((1, 3, 8, 8), float("inf"), "lq: expected finite values"),
+    ],
+)
+def test_bad_tensors_in_the_library(kind: str, shape: tuple[int, ...], fill: float, expected: str, tmp_path: Path) -> None:
+    from alignsr.core.backbones import load_backbone
+
+    backbone = load_backbone(save_tiny(tmp_path / "m.safetensors", kind))
+    with pytest.raises(ValueError, match=expected):
+        restore(backbone, torch.full(shape, fill))
+
+
+@pytest.mark.parametrize(
+    ("shape", "fill", "expected"),
+    [
+        ((1, 8, 8, 2), 0.5, "image: expected"),
+        ((1, 8, 8, 5), 0.5, "image: expected"),
+        ((1, 0, 8, 3), 0.5, "image: expected"),
+        ((0, 8, 8, 3), 0.5, "image: expected"),
+        ((8, 8, 3), 0.5, "image: expected"),
+        ((1, 8, 8, 3), float("nan"), "image: expected finite values"),
+    ],
+)
+@pytest.mark.parametrize("node", ["AlignSROneStepSR", "AlignSRDegrade", "AlignSRColorFix"])
+def test_bad_tensors_in_the_nodes(node: str, shape: tuple[int, ...], fill: float, expected: str, place: Place) -> None:
+    image = torch.full(shape, fill)
+    arguments: dict[str, dict[str, Any]] = {
+        "AlignSROneStepSR": {"model": load_model(place.model, device="cpu"), "image": image, "scale": 4},
+        "AlignSRDegrade": {"image": image, "preset": "bicubic", "seed": 0, "scale": 2, "jpeg": "codec"},
+        "AlignSRColorFix": {"image": image, "reference": torch.full((1, 8, 8, 3), 0.5), "method": "wavelet"},
+    }
+    instance: Any = NODE_CLASS_MAPPINGS[node]()
+    with torch.inference_mode(), pytest.raises((ValueError, TypeError), match=expected):
+        getattr(instance, instance.FUNCTION)(**arguments[node])
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_one_pixel_is_good_input(channels: int, place: Place) -> None:
+    one = write_image(place.folder / "one.png", torch.full((1, channels, 1, 1), 0.5))
+    done = call(*place.upscale(one))
+    assert done.code == 0, done.err
+    with Image.open(place.out / "one.png") as result:
+        assert result.size == (4, 4)
+
+
+def test_the_good_workflow_and_config_pass(place: Place) -> None:
+    """The rows above differ from these in one thing each, so it is that thing that is refused."""
+    done = call(*place.run())
+    assert done.code == 0, done.err
+    make_pictures(place.folder / "data", 2)
+    sets = ("run.steps=1", "run.batch_size=1", "model.options={features=8, blocks=1}")
+    done = call(*place.train("", *sets)[:2], "--out", place.folder / "run", *(part for item in sets for part in ("--set", item)))
+    assert done.code == 0, done.err
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
+def test_a_read_only_folder(place: Place) -> None:
+    place.out.mkdir()
+    place.out.chmod(0o555)
+    check_refused(call(*place.upscale(place.good)), "which is not writable")
+
+
+def test_a_read_only_disk(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode, **more: real(path, mode, **more) and not mode & os.W_OK)
+    with unchanged(place.folder):
+        check_refused(call(*place.upscale(place.good)), "which is not writable; choose another output")
+
+
+@pytest.mark.parametrize("command", ["upscale", "degrade", "run", "train", "demo"])
+def test_a_full_disk_leaves_nothing_half_written(command: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes of the second file do not reach the disk any more: what is finished stays, the rest is not begun."""
+    pictures = make_pictures(place.folder / "pictures", 3, 24)
+    make_pictures(place.folder / "data", 2)
+    allowed = [{"upscale": 1, "degrade": 2}.get(command, 0)]
+
+    def fsync(_: int) -> None:
+        if not allowed[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        allowed[0] -= 1
+
+    arguments: dict[str, Arguments] = {
+        "upscale": place.upscale(pictures),
+        "degrade": ["degrade", pictures, "-o", place.out],
+        "run": place.run(),
+        "train": place.train("", "run.steps=1", "run.batch_size=1", "model.options={features=8, blocks=1}"),
+        "demo": ["demo", place.good, "-o", place.out, "-m", place.model],
+    }
+    before = tree(place.folder)
+    monkeypatch.setattr(os, "fsync", fsync)
+    done = call(*arguments[command])
+    check_refused(done, "No space left on device")
+    made = sorted(set(tree(place.folder)) - set(before))
+    expected = {"upscale": ["out/picture_0.png"], "degrade": ["out/picture_0.json", "out/picture_0.png"]}
+    assert made == expected.get(command, [])
+    if made:
+        with Image.open(place.folder / made[-1]) as result:
+            result.load()
+
+
+def test_a_file_size_limit_leaves_nothing_half_written(place: Place) -> None:
+    """A real refusal by the system in the middle of a file."""
+    resource = pytest.importorskip("resource")
+    import subprocess
+    import sys
+
+    write_image(place.good, torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    done = subprocess.run(
+        [sys.executable, "-m", "alignsr", *map(str, place.upscale(place.good))],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),  # one thread here
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr
+    assert not list(place.out.iterdir())
