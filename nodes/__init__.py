@@ -1,10 +1,11 @@
 """The nodes: a list of plain classes. Adding one means a file (or a class in one) and its name here."""
 
+from .compare import Compare, Spectrum
 from .degrade import Degrade
 from .folder import LoadImageFolder
 from .host import register_model_folder
 from .models import LoadSRModel
-from .report import Compare, SaveReport, Spectrum
+from .report import SaveReport
 from .restore import ColorFix, OneStepSR
 from .score import IQAReward
 from .train import TrainSRNetwork

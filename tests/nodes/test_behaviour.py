@@ -193,6 +193,39 @@ def test_bad_pictures_are_refused_by_name(host, node, case):
         call(node, **inputs)
 
 
+def test_no_input_is_changed(host):
+    """What comes in lies in the cache of earlier nodes: pictures and weights must be the same bits afterwards."""
+    model = load()
+    text = json.dumps({"metrics": {}, "images": []})
+    calls = {
+        "OneStepSR": {"model": model, "image": picture(2, channels=4), "scale": 4, "color_fix": "adain"},
+        "Degrade": {"image": picture(2, 24, 24, 4), "preset": "realesrgan", "seed": 0, "scale": 4},
+        "ColorFix": {"image": picture(2, channels=1), "reference": picture(1)},
+        "IQAReward": {
+            "images": [picture(2, 24, 24)],
+            "metrics": ["psnr_y, ssim_rgb, lsd"],
+            "scale": [1],
+            "reference": [picture(1, 24, 24, seed=1)],
+        },
+        "Compare": {"result": picture(), "input": picture(), "reference": picture(seed=1)},
+        "Spectrum": {"image": picture(), "reference": picture(seed=1), "input": picture(1, 5, 5)},
+        "SaveReport": {"scores": [text], "filename_prefix": ["r"], "pictures": [picture(1, channels=4)]},
+    }
+    weights = {name: value.clone() for name, value in dict(model.backbone.modules())["network"].state_dict().items()}
+    for node, inputs in calls.items():
+        tensors = [
+            value
+            for item in inputs.values()
+            for value in (item if isinstance(item, list) else [item])
+            if isinstance(value, torch.Tensor)
+        ]
+        kept = [tensor.clone() for tensor in tensors]
+        call(node, **inputs)
+        assert all(torch.equal(a, b) for a, b in zip(tensors, kept, strict=True)), node
+    after = dict(model.backbone.modules())["network"].state_dict()
+    assert all(torch.equal(after[name], value) for name, value in weights.items())
+
+
 # Degrade
 
 

@@ -1,0 +1,168 @@
+"""Pictures that compare: side by side with zoomed crops, where they differ, and how their spectra do."""
+
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from ..core.checks import check_same_shape
+from ..core.pictures import difference, side_by_side, spectra
+from ..core.resize import bicubic
+from ..core.spectral import log_spectral_distance, periodic_energy_score, radial_spectrum
+from .common import match_batch, take, to_image
+from .host import get_host
+
+GRID_SCORE_SIDE_PX = 64  # smaller pictures are too short for a grid of 16 px to show
+
+
+def _centres(text: str) -> list[tuple[int, int]]:
+    """`120,80; 300,40` as [(x, y), ...]."""
+    centres: list[tuple[int, int]] = []
+    for part in filter(None, (piece.strip() for piece in text.split(";"))):
+        numbers = part.replace(",", " ").split()
+        if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+            raise ValueError(
+                f"crop_centers: expected pairs x,y separated by semicolons, got {part!r}; write for example 120,80; 300,40"
+            )
+        centres.append((int(numbers[0]), int(numbers[1])))
+    return centres
+
+
+class Compare:
+    """Node AlignSRCompare."""
+
+    CATEGORY = "AlignSR/evaluation"
+    DESCRIPTION = (
+        "Puts input, result and (if connected) ground truth side by side with zoomed crops, and shows where they differ."
+    )
+    FUNCTION = "compare"
+    RETURN_TYPES = ("IMAGE", "IMAGE")
+    RETURN_NAMES = ("comparison", "difference")
+    OUTPUT_TOOLTIPS = (
+        "One sheet per picture: labelled panels, framed crops enlarged pixel by pixel.",
+        "Heat map of the mean absolute difference: result against reference, or against the enlarged input without one.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "result": ("IMAGE", {"tooltip": "The restored pictures."}),
+                "input": ("IMAGE", {"tooltip": "What they were made from; enlarged by bicubic interpolation for showing."}),
+                "num_crops": (
+                    "INT",
+                    {"default": 2, "min": 0, "max": 4, "tooltip": "Zoomed places, chosen where there is most detail. 0: none."},
+                ),
+                "crop_px": (
+                    "INT",
+                    {"default": 0, "min": 0, "max": 1024, "tooltip": "Side of a crop in pixels of the result. 0: about a sixth."},
+                ),
+                "panel_px": ("INT", {"default": 400, "min": 100, "max": 2048, "tooltip": "Width of one panel in the sheet."}),
+            },
+            "optional": {
+                "reference": ("IMAGE", {"tooltip": "Ground truth of the result's size. One for all, or one each."}),
+                "labels": (
+                    "STRING",
+                    {
+                        "default": "input (bicubic), restored, ground truth",
+                        "tooltip": "Titles of the panels, separated by commas.",
+                    },
+                ),
+                "crop_centers": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "advanced": True,
+                        "tooltip": "Where to zoom, in pixels of the result: x,y; x,y. Empty: chosen automatically.",
+                    },
+                ),
+            },
+        }
+
+    def compare(
+        self,
+        result: Tensor,
+        input: Tensor,  # the socket's name
+        num_crops: int = 2,
+        crop_px: int = 0,
+        panel_px: int = 400,
+        reference: Tensor | None = None,
+        labels: str = "input (bicubic), restored, ground truth",
+        crop_centers: str = "",
+    ) -> tuple[Tensor, Tensor]:
+        sr = take(result, "result").rgb
+        before = bicubic(match_batch(take(input, "input").rgb, sr.shape[0], "input"), (sr.shape[-2], sr.shape[-1])).clamp(0, 1)
+        panels = [before, sr]
+        if reference is not None:
+            gt = match_batch(take(reference, "reference").rgb, sr.shape[0], "reference")
+            if gt.shape != sr.shape:
+                raise ValueError(
+                    f"reference: expected the size of the result {sr.shape[-1]}x{sr.shape[-2]}, got {gt.shape[-1]}x{gt.shape[-2]}"
+                )
+            panels.append(gt)
+        titles = [title.strip() for title in labels.split(",")][: len(panels)]
+        if len(set(titles)) != len(panels):
+            raise ValueError(f"labels: expected {len(panels)} different titles, got {labels!r}; separate them with commas")
+        crops = _centres(crop_centers) or num_crops
+        bar = get_host().progress(sr.shape[0], "comparing")
+        sheets: list[Image.Image] = []
+        heats: list[Image.Image] = []
+        other, name = (panels[-1], titles[-1]) if reference is not None else (before, titles[0])
+        for index in range(sr.shape[0]):
+            views = {title: panel[index : index + 1] for title, panel in zip(titles, panels, strict=True)}
+            sheets.append(side_by_side(views, crops=crops, crop_px=crop_px, panel_px=panel_px))
+            heats.append(difference(sr[index : index + 1], other[index : index + 1], title=f"{titles[1]} - {name}"))
+            bar.update(index + 1)
+        return to_image(sheets), to_image(heats)
+
+
+class Spectrum:
+    """Node AlignSRSpectrum."""
+
+    CATEGORY = "AlignSR/evaluation"
+    DESCRIPTION = (
+        "Draws the energy of pictures by spatial frequency against their reference, and measures how far apart the spectra are."
+    )
+    FUNCTION = "analyse"
+    RETURN_TYPES = ("IMAGE", "FLOAT")
+    RETURN_NAMES = ("spectrum", "log_spectral_distance")
+    OUTPUT_TOOLTIPS = (
+        "The curves as a picture, averaged over the batch; the legend has each distance to the reference.",
+        "Root mean square difference of the log spectra in dB, averaged over the batch; 0 for equal spectra, lower is better.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "The restored pictures; sides of at least 4 px."}),
+                "reference": ("IMAGE", {"tooltip": "Ground truth of the same size; one for all, or one each."}),
+            },
+            "optional": {
+                "input": (
+                    "IMAGE",
+                    {"tooltip": "What they were made from; enlarged by bicubic interpolation and drawn as a third curve."},
+                ),
+            },
+        }
+
+    def analyse(self, image: Tensor, reference: Tensor, input: Tensor | None = None) -> tuple[Tensor, float]:
+        sr = take(image, "image").rgb
+        gt = match_batch(take(reference, "reference").rgb, sr.shape[0], "reference")
+        check_same_shape(gt, sr, "reference", "image")
+        shown = {"restored": sr}
+        if input is not None:
+            before = match_batch(take(input, "input").rgb, sr.shape[0], "input")
+            shown["input (bicubic)"] = bicubic(before, (sr.shape[-2], sr.shape[-1])).clamp(0, 1)
+        get_host().check_interrupt()
+        distances = {name: float(log_spectral_distance(pixels, gt).mean()) for name, pixels in shown.items()}
+        side = min(sr.shape[-2:])
+        curves = {
+            name: [((r + 1) / side, power) for r, power in enumerate(radial_spectrum(pixels).mean(0).tolist())]
+            for name, pixels in {"reference": gt, **shown}.items()
+        }
+        title = "Radial power spectra"
+        if side >= GRID_SCORE_SIDE_PX:
+            scores = (float(periodic_energy_score(pixels).max()) for pixels in (sr, gt))
+            title += "; grid score {:.2f}, reference {:.2f}".format(*scores)
+        return to_image([spectra(curves, distances=distances, title=title)]), distances["restored"]
