@@ -57,7 +57,7 @@ def opencv_noise(image: Pixels, step: dict[str, Any], rng: np.random.Generator) 
     if step["kind"] == "gaussian":
         field = rng.standard_normal((*image.shape[:2], channels), dtype=np.float32) * np.float32(step["std_255"] / 255)
     else:
-        clean = image if channels == 3 else (image @ np.array([0.2989, 0.587, 0.114], np.float32))[..., None]
+        clean = image if channels == 3 else (image @ np.array([0.114, 0.587, 0.2989], np.float32))[..., None]
         levels = np.clip(np.round(clean * 255), 0, 255).astype(np.uint8)
         distinct = int((np.bincount(levels.ravel(), minlength=256) > 0).sum())
         counts = 2 ** int(np.ceil(np.log2(distinct)))
@@ -67,7 +67,7 @@ def opencv_noise(image: Pixels, step: dict[str, Any], rng: np.random.Generator) 
 
 
 def opencv_degrade(image: Pixels, record: dict[str, Any], rng: np.random.Generator) -> Pixels:
-    """The chain of one record on one [H, W, 3] image with OpenCV and numpy."""
+    """The chain of one record on one [H, W, 3] image in OpenCV's order of colours (BGR) with OpenCV and numpy."""
     import cv2
 
     modes = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
@@ -109,7 +109,7 @@ def measure_speed(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     device = torch.device(options.device)
     gt = photographs(options.batch, options.gt)
     on_device = gt.to(device)
-    pictures = [np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for image in gt]
+    pictures = [np.ascontiguousarray(image.flip(0).permute(1, 2, 0).numpy()) for image in gt]
 
     def seeds(number: int) -> list[int]:
         return list(range(number * options.batch, (number + 1) * options.batch))
