@@ -105,15 +105,15 @@ class Browser:
     def wait_for(self, expression: str, timeout_s: float = 90) -> Any:
         """Poll until a JavaScript expression is true."""
         deadline = time.monotonic() + timeout_s
+        value: Any = None
         while time.monotonic() < deadline:
             try:
-                value = self.evaluate(expression)
-            except PageError:  # the page is still loading its scripts
-                value = None
-            if value:
-                return value
+                if value := self.evaluate(expression):
+                    return value
+            except PageError as error:  # as a rule the page is still loading its scripts
+                value = error
             time.sleep(0.25)
-        raise PageError(f"never became true within {timeout_s} s: {expression}")
+        raise PageError(f"never became true within {timeout_s} s: {expression}; the last answer: {value!r}")
 
     def exceptions(self) -> list[str]:
         """Uncaught JavaScript exceptions of this page."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from comfyui.browser import Browser
 from comfyui.runner import run_locally, tensor_differences
 from comfyui.server import Job, Server, node, trouble
 from comfyui.test_cancel import InterruptAt
@@ -29,6 +30,8 @@ preview_every = 2
 checkpoint_every = 1000
 validate_every = 12
 """
+# the picture that the page draws inside the node now
+CURVE = "app.graph._nodes.find(node => node.type === 'AlignSRTrainSRNetwork')?.imgs?.[0]"
 
 
 def train(config: str, overrides: str = "", name: str = "") -> dict[str, Any]:
@@ -99,6 +102,19 @@ def test_a_finished_run_is_cached_and_then_found_on_disk(server: Server) -> None
     assert weights_of(evicted) == weights_of(first)
     assert weights_of(evicted).stat().st_mtime_ns == written
     assert not trouble(server.log)
+
+
+def test_the_page_shows_the_curve_inside_the_node(server: Server, browser: Browser, tmp_path: Path) -> None:
+    browser.open(server.url)
+    browser.wait_for("window.app?.graph && app.vueAppReady")
+    browser.evaluate(f"app.loadApiJson({json.dumps(prompt_for('shown', 'run.steps=200'))}, 'training')")
+    browser.evaluate("app.queuePrompt(0, 1)")
+    try:
+        browser.wait_for(f"{CURVE}?.naturalWidth > 100")
+        browser.screenshot(tmp_path / "training.png")
+        assert browser.evaluate("Object.keys(app.nodePreviewImages)") == ["1"]
+    finally:
+        server.interrupt()
 
 
 def test_a_broken_config_names_the_key(server: Server) -> None:
