@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{row['size']:>10} {even:>20} {row['limit']:>6} {row['snapped_tiles']:>3} tiles {row['snapped_pixel_factor']:.3f}")
     cost = overhead(options.side, options.tile_px, options.rounds, options.device)
     print(
-        f"{cost['side']}x{cost['side']} in {cost['tiles']} tiles of {cost['tile_size']}, pixel factor {cost['pixel_factor']:.3f}: "
+        f"{cost['side']}x{cost['side']} in {cost['tiles']} tiles of {cost['tile_size']}, factor {cost['pixel_factor']:.3f}: "
         f"whole {cost['whole_seconds']:.3f} s, tiled {cost['tiled_seconds']:.3f} s, "
         f"{cost['tiled_over_whole']:.3f}x ({cost['tiled_over_whole_processor']:.3f}x in processor time); "
         f"cut and blend alone {cost['blend_only_seconds']:.3f} s ({cost['blend_megapixels_per_second']:.1f} MP/s)"
