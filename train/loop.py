@@ -200,11 +200,12 @@ class Loop:
                 self.state.step += 1
                 self._updated = set()
                 self._after_step()
+                stop = self.state.step < self.run.steps and self.hooks.should_stop()
             except BaseException:
                 # interruption by the host, Ctrl-C or an error inside a step: what is finished is kept
                 self._keep_what_is_done()
                 raise
-            if self.hooks.should_stop() and self.state.step < self.run.steps:
+            if stop:
                 path = self.checkpoint()
                 raise Stopped(f"stopped at step {self.state.step} of {self.run.steps}; continue from {path} with --resume")
 

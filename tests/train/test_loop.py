@@ -203,6 +203,18 @@ def test_an_interruption_raised_by_the_host_keeps_the_finished_step(pictures, tm
     assert checkpoints(tmp_path / "run")[-1].name == "state-00000003.safetensors"
 
 
+def test_an_interruption_raised_when_asked_to_stop_keeps_the_finished_step(pictures, tmp_path):
+    class Interrupting(StopAfter):
+        def should_stop(self):
+            if super().should_stop():
+                raise KeyboardInterrupt
+            return False
+
+    with pytest.raises(KeyboardInterrupt):
+        fidelity.train(tiny("tiny-lite-x4", pictures, **SIX), tmp_path / "run", Interrupting(3))
+    assert checkpoints(tmp_path / "run")[-1].name == "state-00000003.safetensors"
+
+
 def test_an_old_run_is_neither_overwritten_nor_resumed_with_another_config(pictures, tmp_path):
     fidelity.train(tiny("tiny-lite-x4", pictures), tmp_path / "run")
     with pytest.raises(FileExistsError, match="--resume"):
