@@ -177,9 +177,9 @@ def periodic_energy_score(x: Tensor, periods: tuple[int, ...] = (8, 16)) -> Tens
     and 19 for 16): their harmonics lie between those of p and measure what the content alone gives. The constant is the
     amplitude of a barely visible grid; it keeps the score of grid-free images near 1.
 
-    Measured on Set5 and Set14: 0.997 to 1.037 for the 19 originals; the same enlarged again from a quarter (bicubic), sharpened, or
-    with noise of RMS 0.03 score 0.96 to 1.11 times their original, 0.99 to 1.02 on the mean of a set. A grid of RMS 0.01 at 8 or
-    16 pixels, added to the enlarged image and clamped, gives 3.5 to 4.8 times on the mean of a set and at least 1.4 times on each
+    Measured on Set5 and Set14: 0.997 to 1.037 for the 19 originals; the same enlarged again from a quarter (bicubic), sharpened,
+    or with noise of RMS 0.03 score 0.96 to 1.11 times their original, 0.99 to 1.02 on the mean of a set. A grid of RMS 0.01 at 8
+    or 16 pixels, added to the enlarged image and clamped, gives 3.5 to 4.8 times on the mean of a set, at least 1.4 times on each
     image (the least on a white page, where clamping removes most of the grid).
 
     A grid of RMS a adds up to (a / 0.005)^2 to the score; 1.1 stands for a = 0.0016. Shifting the grid changes the score by the
