@@ -3,49 +3,21 @@
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
 
 from alignsr.core.degradation import RESIZE_MODES, replay, sharpen
 from alignsr.core.degradation.blur import filter_images, sinc_kernel, smooth_kernel
 from alignsr.core.degradation.jpeg import jpeg_diffjpeg
 from alignsr.core.degradation.noise import gaussian_field, poisson_counts, poisson_field, random_bits
 from alignsr.core.degradation.steps import resize
-from paths import REFERENCE, SHARED
+from paths import REFERENCE
+from reference.photographs import check, crop, needs_photographs
 
 GOLDEN = load_file(REFERENCE / "degradation.safetensors")
 NUMBERS = json.loads((REFERENCE / "degradation.json").read_text(encoding="utf-8"))
-PICTURES = SHARED / "data" / "set14" / "hr"
-needs_pictures = pytest.mark.skipif(
-    not PICTURES.is_dir(), reason="needs ../shared/data/set14, which may not be copied into the repository"
-)
 KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
-
-
-def crop(name: str, top: int, left: int, height: int, width: int) -> Tensor:
-    """A region of a picture, [3, H, W] in [0, 1]."""
-    pixels = np.array(Image.open(PICTURES / f"{name}.png").convert("RGB"))[top : top + height, left : left + width]
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
-
-
-def check(key: str, ours: Tensor, outside: float = 0.0) -> None:
-    """Hold an array to its golden twin; a share `outside` of the values may miss `atol` (rounding edges of JPEG)."""
-    rule = NUMBERS["arrays"][key]
-    if rule["stride"] > 1:
-        ours = ours[..., :: rule["stride"], :: rule["stride"]]
-    assert ours.shape == GOLDEN[key].shape
-    gap = (ours.double() - GOLDEN[key].double()).abs()
-    if GOLDEN[key].dtype == torch.uint8:
-        assert float(gap.max()) <= 1
-        assert float((gap > 0).double().mean()) <= max(outside, 0.005)
-        return
-    good = gap <= rule["atol"]
-    assert float((~good).double().mean()) <= outside
-    assert float(gap[good].mean()) <= rule["mean_atol"]
 
 
 @pytest.mark.parametrize("size", [7, 15, 21])
@@ -63,7 +35,7 @@ def test_sinc_kernels() -> None:
     assert torch.allclose(sinc_kernel(13, 2.4, pad_to=21), padded, atol=1e-7, rtol=0)
 
 
-@needs_pictures
+@needs_photographs
 def test_filter_with_a_kernel_per_sample_and_with_one_for_all() -> None:
     images = [crop("img_002", 200, 260, 48, 48), crop("img_008", 100, 140, 48, 48)]
     aniso, sinc = (GOLDEN[f"c08_degradation/kernel/{name}_21"].float() for name in ("aniso", "sinc"))
@@ -71,7 +43,7 @@ def test_filter_with_a_kernel_per_sample_and_with_one_for_all() -> None:
     check("c08_degradation/filter2d_shared", torch.stack(filter_images(images, [aniso, aniso])))
 
 
-@needs_pictures
+@needs_photographs
 @pytest.mark.parametrize("mode", RESIZE_MODES)
 def test_resize_by_factor_and_to_size(mode: str) -> None:
     image = crop("img_006", 90, 110, 45, 62)
@@ -81,19 +53,20 @@ def test_resize_by_factor_and_to_size(mode: str) -> None:
     check(f"c08_degradation/resize/{mode}_to_30x51", resize(image, mode, (30, 51))[None])
 
 
-@needs_pictures
+@needs_photographs
 @pytest.mark.parametrize("quality", [30, 50, 75, 95])
 def test_jpeg_of_the_official_form(quality: int) -> None:
     ours = jpeg_diffjpeg([crop("img_004", 80, 120, 56, 72)], [quality])[0]
     check(f"c08_degradation/jpeg/q{quality}", ours[None], outside=0.02)
+    check(f"c08_degradation/jpeg/q{quality}_uint8", (ours[None] * 255).round(), outside=0.02)
 
 
-@needs_pictures
+@needs_photographs
 def test_unsharp_mask() -> None:
     check("c06_strsr/usm", sharpen(crop("img_007", 120, 160, 80, 80)[None]))
 
 
-@needs_pictures
+@needs_photographs
 @pytest.mark.parametrize("grey", [False, True])
 def test_noise_has_the_variance_of_the_official_noise(grey: bool) -> None:
     image, suffix, tolerance = crop("img_013", 200, 100, 128, 128), "_gray" if grey else "", 0.10 if grey else 0.05
@@ -112,7 +85,7 @@ def test_noise_has_the_variance_of_the_official_noise(grey: bool) -> None:
         assert abs(float(noise.mean())) <= 5 * (expected / noise.numel()) ** 0.5
 
 
-@needs_pictures
+@needs_photographs
 @pytest.mark.parametrize(
     ("order", "modes"),
     [("resize_sinc_then_jpeg", ("area", "bicubic", "bilinear")), ("jpeg_then_resize_sinc", ("bicubic", "bilinear", "area"))],

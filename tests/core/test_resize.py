@@ -14,6 +14,7 @@ from torch import Tensor
 from alignsr.core.resize import bicubic, imresize, imresize_uint8
 from paths import REFERENCE, SHARED
 from reference.formula import U
+from reference.photographs import check, crop, needs_photographs
 
 GOLDEN = load_file(REFERENCE / "resize.safetensors")
 TOLERANCE = json.loads((REFERENCE / "resize.json").read_text(encoding="utf-8"))
@@ -58,12 +59,10 @@ def test_double_form_is_within_a_millionth(name: str) -> None:
     assert (result - GOLDEN[f"c09_imresize/{name}"]).abs().max() < 1e-6
 
 
+@needs_photographs
 def test_plain_bicubic_is_that_of_the_released_scripts() -> None:
-    path = DATA / "set14" / "lr_x4" / "img_014.png"
-    if not path.is_file():
-        pytest.skip("needs ../shared/data/set14")
-    crop = read_uint8(path)[None, :, 20:40, 40:64].float() / 255
-    check_against_golden(bicubic(crop, (80, 96), antialias=False).clamp(0, 1), "c06_strsr/bicubic_up4")
+    low = crop("img_014", 20, 40, 20, 24, folder="lr_x4")[None]
+    check("c06_strsr/bicubic_up4", bicubic(low, (80, 96), antialias=False).clamp(0, 1))
 
 
 def test_ramp_has_the_published_values() -> None:

@@ -14,8 +14,8 @@ from alignsr.core.tiling import Side, TilePlan, blend, crop_tiles, is_out_of_mem
 from paths import REFERENCE
 from reference.formula import U
 
-GOLDEN = json.loads((REFERENCE / "tiling_color.json").read_text())
-ARRAYS = load_file(REFERENCE / "tiling_color.safetensors")
+GOLDEN = json.loads((REFERENCE / "tiling.json").read_text(encoding="utf-8"))
+ARRAYS = load_file(REFERENCE / "tiling.safetensors")
 
 
 @st.composite
