@@ -62,9 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [item for item in arguments if item != "--debug"]
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # comes with pyiqa and warns, on import, of kernels nobody asked for
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns, when imported, of kernels that nobody asked for
     try:
         with warnings.catch_warnings():
             if not debug:
