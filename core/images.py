@@ -38,6 +38,11 @@ def quantize_8bit(x: Tensor) -> Tensor:
     return (x.clamp(0, 1) * 255).round() / 255
 
 
+def to_float64(x: Tensor) -> Tensor:
+    """The same values in float64, on the CPU where the device knows no float64 (Apple's GPUs)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def to_rgb(x: Tensor) -> Tensor:
     """Grey [B, 1, H, W] is repeated to RGB, RGB passes, RGBA loses its alpha."""
     check_image(x, "image")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_image, describe
+from .images import to_float64
 
 
 def bicubic(x: Tensor, size: tuple[int, int], *, antialias: bool = True) -> Tensor:
@@ -94,9 +95,10 @@ def imresize(x: Tensor, scale: float, size: tuple[int, int] | None = None) -> Te
     """
     check_image(x, "x", channels=tuple(range(1, x.shape[1] + 1)) if x.ndim == 4 else (1, 3, 4))
     height, width = _sizes(x, scale, size)
-    rows = _matrix(x.shape[-2], height, scale, "mirror").to(x.device)
-    columns = _matrix(x.shape[-1], width, scale, "mirror").to(x.device)
-    return (rows @ x.double() @ columns.T).to(x.dtype)
+    wide = to_float64(x)
+    rows = _matrix(x.shape[-2], height, scale, "mirror").to(wide.device)
+    columns = _matrix(x.shape[-1], width, scale, "mirror").to(wide.device)
+    return (rows @ wide @ columns.T).to(x)
 
 
 def imresize_uint8(x: Tensor, scale: float) -> Tensor:
@@ -109,7 +111,7 @@ def imresize_uint8(x: Tensor, scale: float) -> Tensor:
         scale: factor, e.g. 0.25.
 
     Returns:
-        [..., ceil(H * scale), ceil(W * scale)] uint8.
+        [..., ceil(H * scale), ceil(W * scale)] uint8, on the input's device; computed on the CPU.
 
     Raises:
         TypeError: not uint8.
@@ -128,4 +130,4 @@ def imresize_uint8(x: Tensor, scale: float) -> Tensor:
         # by float noise
         return torch.floor(values + (0.5 + 1e-9)).clamp(0, 255)
 
-    return to_8bit(to_8bit(rows @ x.double()) @ columns.T).to(torch.uint8)
+    return to_8bit(to_8bit(rows @ x.cpu().double()) @ columns.T).to(x)

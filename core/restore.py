@@ -7,13 +7,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .backbones.base import AnyBackbone, Backbone, DirectBackbone
-from .checks import check_finite, check_image, check_positive_int, check_range
+from .checks import check_image, check_positive_int, check_range, check_unit_range
 from .color import apply_color_fix
 from .flow import euler_step
 from .images import from_model_range, pad_to_multiple, to_model_range
 from .records import Conditioning, Restored
 from .resize import bicubic
 from .tiling import blend, plan
+
+_OVERSHOOT = 0.5  # of an interpolated input; [0, 255] and [-1, 1] lie beyond it
 
 
 def parameters_like(backbone: AnyBackbone) -> Tensor:
@@ -103,10 +105,11 @@ def restore(
         `Restored`, clamped to [0, 1] once at the end.
 
     Raises:
-        TypeError, ValueError: not images, NaN, a scale that is not a positive integer, an unknown colour fix.
+        TypeError, ValueError: not images, NaN, values far outside [0, 1], a scale that is not an integer in 1..16, an unknown
+            colour fix.
         FloatingPointError: the model produced NaN or infinity; the message names the tile.
     """
-    check_finite(check_image(lq, "lq", channels=(3,)), "lq")
+    check_unit_range(check_image(lq, "lq", channels=(3,)).detach(), "lq", tolerance=_OVERSHOOT)
     check_positive_int(scale, "scale", high=16)
     check_range(strength, "strength", 0.0, 2.0)
     spec = backbone.spec

@@ -89,13 +89,16 @@ def read_info(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        WeightsError: damaged header.
+        WeightsError: damaged header, or one whose entry of ours is not a JSON object.
     """
     with _open(Path(path)) as file:
         metadata: dict[str, str] = file.metadata() or {}
     if METADATA_KEY not in metadata:
         return {}
-    info = json.loads(metadata[METADATA_KEY])
+    try:
+        info = json.loads(metadata[METADATA_KEY])
+    except json.JSONDecodeError:
+        info = None
     if not isinstance(info, dict):
         raise WeightsError(f"{path}: expected a JSON object under {METADATA_KEY!r} in the header; export the file again")
     return cast(dict[str, Any], info)

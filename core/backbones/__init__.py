@@ -38,4 +38,6 @@ def load_backbone(name: str | Path, folders: Iterable[str | Path] = ()) -> AnyBa
     lacking = [key for key in ("architecture", "options") if info and key not in info]
     if lacking:
         raise WeightsError(f"{path}: expected {' and '.join(lacking)} in the header, found none; export it again")
+    if info and not isinstance(info["options"], dict):
+        raise WeightsError(f"{path}: expected a JSON object as options in the header, got {info['options']!r}; export it again")
     return BACKBONES[kind](path, info)

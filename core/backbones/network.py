@@ -13,6 +13,9 @@ from ..networks.compact import NETWORKS
 from ..weights import WeightsError, load_into, load_state_dict
 from .base import BackboneSpec, parameter_count
 
+# what spandrel's detectors raise for weights that only resemble an architecture
+_MISFITS = (RuntimeError, LookupError, ValueError, TypeError, AssertionError, AttributeError)
+
 
 class NetworkBackbone:
     """The `DirectBackbone` protocol over a module that maps [B, 3, h, w] in [0, 1] to [B, 3, scale * h, scale * w].
@@ -126,7 +129,7 @@ def _from_spandrel(path: Path, state: dict[str, Tensor]) -> NetworkBackbone:
     spandrel = import_spandrel()
     try:
         found: Any = spandrel.ModelLoader(device="cpu").load_from_state_dict(state)
-    except (spandrel.UnsupportedModelError, RuntimeError, KeyError) as error:
+    except (spandrel.UnsupportedModelError, *_MISFITS) as error:
         raise WeightsError(
             f"{path}: expected a super-resolution network, got weights of an architecture that spandrel does not know "
             f"or that do not fit ({type(error).__name__}); supported are AlignSR files and spandrel's architectures"

@@ -77,10 +77,11 @@ def _floor_straight(x: Tensor) -> Tensor:
 @lru_cache(maxsize=4)
 def _dct_matrix(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Orthonormal 8-point DCT-II, [8, 8]: rows are frequencies."""
-    n = torch.arange(8, dtype=torch.float64)
-    matrix = 0.5 * torch.cos((2 * n[None, :] + 1) * n[:, None] * math.pi / 16)
-    matrix[0] /= math.sqrt(2.0)
-    return matrix.to(dtype=dtype, device=device)
+    with torch.inference_mode(False):  # kept between calls: one made in inference mode could not serve a gradient later
+        n = torch.arange(8, dtype=torch.float64)
+        matrix = 0.5 * torch.cos((2 * n[None, :] + 1) * n[:, None] * math.pi / 16)
+        matrix[0] /= math.sqrt(2.0)
+        return matrix.to(dtype=dtype, device=device)
 
 
 def _round_as_libjpeg(x: Tensor) -> Tensor:

@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import check_finite, check_image, describe, did_you_mean
+from ..checks import check_image, check_unit_range, describe, did_you_mean
 from .draw import draw_steps
 from .jpeg import round_straight
 from .presets import DegradationConfig, find_config
 from .sharpen import sharpen
 from .steps import JPEG_FORMS, apply_steps, check_steps
+
+_OVERSHOOT = 0.5  # of an interpolated input; [0, 255] and [-1, 1] lie beyond it
 
 JpegForm = Literal["codec", "differentiable", "diffjpeg"]
 
@@ -71,7 +73,7 @@ def degrade(
         Degraded with lq of gt's dtype and device.
 
     Raises:
-        ValueError: unknown preset, bad shape, NaN, scale or number of seeds.
+        ValueError: unknown preset, bad shape, NaN, values far outside [0, 1], scale or number of seeds.
         TypeError: seeds that are not integers.
 
     Source:
@@ -141,9 +143,10 @@ def replay(gt: Tensor, params: Sequence[dict[str, Any]], *, jpeg: JpegForm = "co
 
 def _check_gt(gt: Tensor) -> None:
     check_image(gt, "gt", channels=(3,))
-    # A sum shows NaN and infinity ten times faster than looking at every value; the slow check then words the message.
-    if not math.isfinite(float(gt.detach().sum())):
-        check_finite(gt, "gt")
+    # The extremes show NaN, infinity and another range in one pass; the slow check then words the message.
+    low, high = gt.detach().aminmax()
+    if not (float(low) >= -_OVERSHOOT and float(high) <= 1 + _OVERSHOOT):
+        check_unit_range(gt.detach(), "gt", tolerance=_OVERSHOOT)
 
 
 def _run(gt: Tensor, params: Sequence[dict[str, Any]], jpeg: JpegForm) -> Degraded:

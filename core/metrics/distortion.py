@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..checks import check_finite, check_image, check_positive_int, check_same_shape
-from ..images import crop_border, quantize_8bit, rgb_to_y, to_rgb
+from ..images import crop_border, quantize_8bit, rgb_to_y, to_float64, to_rgb
 from ..resize import imresize
 
 Channel = Literal["y", "rgb"]
@@ -31,19 +31,19 @@ def _prepare(image: Tensor, name: str, crop: int, channel: Channel, quantize: bo
         raise ValueError(
             f"{name}: expected more than {2 * crop} pixels per side for crop {crop}, got {height}x{width}; use a smaller crop"
         )
-    image = to_rgb(image).double()
+    image = to_float64(to_rgb(image))
     image = quantize_8bit(image) if quantize else image
     image = crop_border(image, crop) if crop else image
     if channel == "y":
         return rgb_to_y(image)
     if channel == "rgb":
         return image
-    raise ValueError(f"channel: expected 'y' or 'rgb', got {channel!r}")
+    raise ValueError(f"channel: expected 'y' or 'rgb', got {channel!r}; choose one of them")
 
 
 def _prepare_pair(sr: Tensor, gt: Tensor, crop: int, channel: Channel, quantize: bool) -> tuple[Tensor, Tensor]:
     if crop < 0:
-        raise ValueError(f"crop: expected a number of pixels >= 0, got {crop}")
+        raise ValueError(f"crop: expected a number of pixels >= 0, got {crop}; 0 keeps the whole picture")
     check_image(sr, "sr")
     check_image(gt, "gt")
     check_same_shape(to_rgb(sr), to_rgb(gt), "sr", "gt")
@@ -173,7 +173,7 @@ def lr_psnr(sr: Tensor, lq: Tensor, *, scale: int, crop: int = 1, channel: Chann
             "pass the lq this image was made from"
         )
     check_finite(sr, "sr")
-    small = to_rgb(sr).double()
+    small = to_float64(to_rgb(sr))
     small = imresize(quantize_8bit(small) if quantize else small, 1 / scale)
     a = _prepare(small, "sr", crop, channel, quantize=False)
     b = _prepare(lq, "lq", crop, channel, quantize)

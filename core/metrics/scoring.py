@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_finite, check_image, did_you_mean
-from ..images import quantize_8bit, to_rgb
+from ..images import quantize_8bit, to_float64, to_rgb
 from .adapter import LearnedMetric
 from .distortion import Channel, lr_psnr, psnr, ssim
 from .files import missing_files
@@ -126,7 +126,7 @@ def _lsd(x: _Images) -> Tensor:
 
 
 def _rgb(image: Tensor, name: str, quantize: bool) -> Tensor:
-    rgb = to_rgb(check_finite(check_image(image, name), name)).double()
+    rgb = to_float64(to_rgb(check_finite(check_image(image, name), name)))
     return quantize_8bit(rgb) if quantize else rgb
 
 

@@ -21,7 +21,7 @@ from alignsr.core.degradation.blur import (
     smooth_kernel,
 )
 from alignsr.core.degradation.draw import draw_steps
-from alignsr.core.degradation.jpeg import jpeg_codec, jpeg_differentiable, jpeg_diffjpeg, quality_factor
+from alignsr.core.degradation.jpeg import _dct_matrix, jpeg_codec, jpeg_differentiable, jpeg_diffjpeg, quality_factor
 from alignsr.core.degradation.noise import gaussian_field, poisson_counts, poisson_field, poisson_tables, random_bits
 from alignsr.core.degradation.steps import apply_steps, make_kernel
 from alignsr.core.resize import imresize
@@ -350,6 +350,17 @@ def test_gradient_flows_to_the_ground_truth(gt: Tensor, name: str) -> None:
     assert bool((per_sample > 0.3 * out.lq[0].numel()).all()) and bool((per_sample < 2 * out.lq[0].numel()).all())
 
 
+@pytest.mark.parametrize("jpeg", ["differentiable", "diffjpeg"])
+def test_gradient_flows_after_a_first_call_in_inference_mode(jpeg: Any) -> None:
+    _dct_matrix.cache_clear()
+    gt = photographs(32)[0][None]
+    with torch.inference_mode():
+        degrade(gt, "realesrgan", seeds=[1], jpeg=jpeg)
+    gt.requires_grad_()
+    degrade(gt, "realesrgan", seeds=[1], jpeg=jpeg).lq.sum().backward()
+    assert gt.grad is not None and bool(torch.isfinite(gt.grad).all())
+
+
 def test_a_step_along_the_gradient_brings_lq_nearer(gt: Tensor) -> None:
     leaf = gt.clone().requires_grad_()
     wanted = degrade(gt, "bicubic", seeds=range(4)).lq
@@ -386,6 +397,9 @@ def test_a_step_along_the_gradient_brings_lq_nearer(gt: Tensor) -> None:
             "jpeg: expected one of codec, differentiable, diffjpeg, got 'codecs'; did you mean 'codec'?",
         ),
         ({"gt": torch.full((2, 3, 8, 8), math.nan)}, ValueError, "gt: expected finite values"),
+        ({"gt": torch.full((2, 3, 8, 8), -math.inf)}, ValueError, "gt: expected finite values"),
+        ({"gt": torch.full((2, 3, 8, 8), 255.0)}, ValueError, r"gt: expected values in \[0, 1\], got .*divide by 255"),
+        ({"gt": torch.full((2, 3, 8, 8), -1.0)}, ValueError, r"gt: expected values in \[0, 1\], got .*from_model_range"),
         ({"gt": torch.rand(2, 1, 8, 8)}, ValueError, r"gt: expected \[B, 3, H, W\] float"),
         ({"gt": torch.rand(2, 8, 8, 3)}, ValueError, "looks channels-last"),
         ({"gt": torch.rand(2, 3, 0, 8)}, ValueError, "gt: expected at least one image"),

@@ -217,6 +217,14 @@ def test_bad_arguments_are_named(change, error, message):
         restore(filled_pixel(), torch.rand(1, 3, 16, 16), **({"scale": 2} | change))
 
 
+@pytest.mark.parametrize(("low", "high", "remedy"), [(0, 255, "divide by 255"), (-1, 1, "images.from_model_range")])
+def test_pictures_in_another_range_are_refused_and_overshoot_is_not(low, high, remedy):
+    x = torch.linspace(low, high, 3 * 64).view(1, 3, 8, 8)
+    with pytest.raises(ValueError, match=rf"lq: expected values in \[0, 1\], got .*{remedy}"):
+        restore(filled_pixel(), x, scale=2)
+    restore(filled_pixel(), x.clamp(-0.1, 1.1), scale=2)
+
+
 def test_nan_in_and_nan_out_are_told_apart():
     x = torch.rand(1, 3, 16, 16)
     x[0, 0, 3, 3] = float("nan")
@@ -245,6 +253,11 @@ def test_weights_that_do_not_fit_or_have_an_unknown_kind(tmp_path):
         load_backbone(save_weights(tmp_path / "b.safetensors", {"x": torch.zeros(1)}, info | {"backbone": "netwrok"}))
     with pytest.raises(ValueError, match="did you mean 'lite'"):
         load_backbone(save_weights(tmp_path / "c.safetensors", {"x": torch.zeros(1)}, info | {"architecture": "lit"}))
+    for kind in ("network", "pixel"):
+        with pytest.raises(WeightsError, match="expected a JSON object as options"):
+            load_backbone(
+                save_weights(tmp_path / "d.safetensors", {"x": torch.zeros(1)}, info | {"backbone": kind, "options": [1]})
+            )
     with pytest.raises(ValueError, match="does not take them"):
         build("lite", {"colour": 3})
     with pytest.raises(ValueError, match="options: expected"):
@@ -266,9 +279,15 @@ def test_foreign_files_go_through_spandrel(tmp_path):
     x = U("restore/foreign", 1, 3, 12, 10)
     assert torch.allclose(backbone.upscale(x), compact(x).detach(), atol=1e-6)
     assert spandrel is not None
-    torch.save({"strange.weight": torch.zeros(3)}, tmp_path / "strange.pth")
-    with pytest.raises(WeightsError, match="architecture that spandrel does not know"):
-        load_backbone(tmp_path / "strange.pth")
+    strange = {
+        "nothing known": {"strange.weight": torch.zeros(3)},
+        "like Compact": {"body.0.weight": torch.zeros(3), "body.1.weight": torch.zeros(2)},
+        "like ESRGAN": {"model.0.weight": torch.zeros(3), "model.1.sub.0.RDB1.conv1.0.weight": torch.zeros(2)},
+    }
+    for name, state in strange.items():
+        torch.save(state, tmp_path / f"{name}.pth")
+        with pytest.raises(WeightsError, match=f"{name}.pth: .*architecture that spandrel does not know or that do not fit"):
+            load_backbone(tmp_path / f"{name}.pth")
 
 
 def test_result_is_differentiable_for_trainers():

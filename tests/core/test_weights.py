@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from alignsr.core import weights
@@ -74,6 +75,10 @@ def test_damaged_empty_and_missing_files_are_named(tmp_path):
     (tmp_path / "empty.safetensors").write_bytes(b"")
     with pytest.raises(WeightsError, match="got 0 bytes"):
         read_info(tmp_path / "empty.safetensors")
+    for header in ("not json", "[1]"):
+        save_file({"x": torch.zeros(1)}, tmp_path / "header.safetensors", {"alignsr": header})
+        with pytest.raises(WeightsError, match="expected a JSON object under 'alignsr' in the header"):
+            read_info(tmp_path / "header.safetensors")
     torch.save({"epoch": 3}, tmp_path / "none.pth")
     with pytest.raises(WeightsError, match="no named tensors"):
         load_state_dict(tmp_path / "none.pth")
