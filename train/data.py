@@ -132,6 +132,15 @@ class PairData:
         check_positive_int(config.gt_patch_px, "data.gt_patch_px")
         if config.gt_patch_px % scale:
             raise DataError(f"data.gt_patch_px: expected a multiple of the scale {scale}, got {config.gt_patch_px}; change it")
+        check_positive_int(config.holdout, "data.holdout", low=0)
+        if config.degradation != "matlab" and config.pool_size:
+            check_positive_int(config.pool_size, "data.pool_size", low=0)
+            check_positive_int(config.pool_refresh, "data.pool_refresh", low=0)
+            if config.pool_patch_px < config.gt_patch_px or config.pool_patch_px % scale:
+                raise DataError(
+                    f"data.pool_patch_px: expected a multiple of {scale} from data.gt_patch_px {config.gt_patch_px} on, "
+                    f"got {config.pool_patch_px}; change it"
+                )
         if config.degradation != "matlab":
             from ..core.degradation import find_config
 

@@ -339,7 +339,7 @@ class Loop:
 
     def _read_logs(self) -> list[dict[str, float]]:
         path = self.folder / "log.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
     def _write_text(self, name: str, text: str) -> None:
         def write(temporary: Path) -> None:

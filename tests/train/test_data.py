@@ -74,12 +74,19 @@ def test_degraded_samples_keep_the_plain_ground_truth(pictures):
         ({"data__folders": "MISSING"}, "expected a folder of images"),
         ({"data__gt_patch_px": 64}, "expected sides of at least 64 px"),
         ({"data__holdout": 3}, "expected fewer than 3 files"),
+        ({"data__holdout": -1}, "data.holdout: expected an integer >= 0, got -1"),
+        (
+            {"data__pool_patch_px": 28},
+            "data.pool_patch_px: expected a multiple of 4 from data.gt_patch_px 32 on, got 28",
+        ),
+        ({"data__pool_patch_px": 34}, "data.pool_patch_px: expected a multiple of 4 from"),
+        ({"data__pool_refresh": -1}, "data.pool_refresh: expected an integer >= 0"),
     ],
 )
 def test_unusable_data_is_named(pictures, change, message):
-    change = {key: [str(pictures / value)] if value == "MISSING" else value for key, value in change.items()}
-    config = tiny("tiny-lite-x4", pictures, **change).data
-    with pytest.raises(DataError, match=message):
+    change = {key: [(pictures / value).as_posix()] if value == "MISSING" else value for key, value in change.items()}
+    config = tiny("tiny-lite-real-x4", pictures, **change).data
+    with pytest.raises(ValueError, match=message):  # DataError is one
         PairData(config, 4, 0).batch(0, 1)
 
 
