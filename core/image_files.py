@@ -12,7 +12,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .checks import check_image
+from .checks import check_finite, check_image, check_positive_int, describe
 from .weights import write_atomic
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -23,6 +23,7 @@ _TIFF_LAYOUT = (
     *(254, 255, 256, 257, 258, 259, 262, 263, 266, 273, 274, 277, 278, 279, 280, 281, 284, 292, 293, 297, 317, 320, 322, 323),
     *(324, 325, 330, 332, 338, 339, 340, 341, 347, 512, 513, 514, 519, 520, 521, 529, 530, 531, 532, 34675),
 )
+_LONGEST = {"JPEG": 65500, "WEBP": 16383}  # sides in px that the format (for JPEG: libjpeg) can hold
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}
 
 
@@ -81,7 +82,9 @@ def read_image(path: str | Path) -> ImageFile:
                 exif, orientation = _read_exif(opened)  # before decoding: Pillow turns TIFF files then and forgets their tags
                 opened.load()
                 array, depth = (
-                    (_read_16bit_colour(path, orientation), 16) if is_deep else _to_array(ImageOps.exif_transpose(opened))
+                    (_read_16bit_colour(path, orientation), 16)
+                    if is_deep
+                    else _to_array(ImageOps.exif_transpose(opened), str(path))
                 )
                 icc = icc if _fits(icc, array.shape[2]) else None
     except UnidentifiedImageError as error:
@@ -153,12 +156,18 @@ def _fits(icc: bytes | None, channels: int) -> bool:
     return space not in (b"CMYK", b"Lab ", b"GRAY", b"RGB ") or space == (b"GRAY" if channels == 1 else b"RGB ")
 
 
-def _to_array(image: Image.Image) -> tuple[Any, int]:
-    """(float32 [H, W, C] in [0, 1], bit depth) for any of Pillow's modes."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode != "F" or values.max(initial=0) > 1 else 1.0
-        return (values / top).clip(0, 1).astype(np.float32)[..., None], 16
+def _to_array(image: Image.Image, name: str = "image") -> tuple[Any, int]:
+    """(float32 [H, W, C] in [0, 1], bit depth) for any of Pillow's modes; `name` is for the message."""
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not (values.min() >= -0.5 and values.max() <= 1.5):  # written so that NaN fails too
+            raise ImageFileError(
+                f"{name}: expected floating-point samples in [0, 1], got {values.min():g} to {values.max():g}; "
+                "save the picture with 8 or 16 bits"
+            )
+        return values.clip(0, 1).astype(np.float32)[..., None], 16
+    if image.mode.startswith("I"):
+        return (np.asarray(image, dtype=np.float64) / 65535).clip(0, 1).astype(np.float32)[..., None], 16
     if image.mode in ("1", "L"):
         wanted = "L"
     elif image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
@@ -192,7 +201,8 @@ def write_image(path: str | Path, pixels: Tensor, like: ImageFile | None = None,
         quality: of JPEG (4:4:4) and WebP, 1..100.
 
     Raises:
-        ValueError: unknown suffix, or alpha in a format that has none.
+        ValueError: unknown suffix, alpha in a format that has none, a picture too large for the format, several pictures,
+            values that are not finite.
         OSError: not writable or disk full; nothing is left behind.
     """
     path = Path(path)
@@ -203,6 +213,15 @@ def write_image(path: str | Path, pixels: Tensor, like: ImageFile | None = None,
     if pixels.shape[1] == 4 and kind in ("JPEG", "BMP"):
         raise ValueError(
             f"path: expected a format with transparency for a picture with alpha, got {path.suffix}; use .png or .webp"
+        )
+    if pixels.shape[0] != 1:
+        raise ValueError(f"pixels: expected one picture [1, C, H, W], got {describe(pixels)}; write them one by one")
+    check_finite(pixels, "pixels")
+    check_positive_int(quality, "quality", high=100)
+    height, width = pixels.shape[-2:]
+    if max(height, width) > _LONGEST.get(kind, max(height, width)):
+        raise ValueError(
+            f"path: expected sides of at most {_LONGEST[kind]} px for {path.suffix}, got {width}x{height}; use .png or .tif"
         )
     options: dict[str, Any] = {}
     if like is not None and like.icc:

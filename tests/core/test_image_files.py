@@ -148,3 +148,31 @@ def test_folder_listing_is_sorted_and_deep(tmp_path):
 
 def test_to_pil_rounds():
     assert to_pil(torch.full((1, 1, 1, 1), 0.6 / 255)).getpixel((0, 0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "change", "message"),
+    [
+        ("a.jpg", (1, 1, 1, 65501), {}, "path: expected sides of at most 65500 px for .jpg, got 65501x1; use .png"),
+        ("a.webp", (1, 3, 16384, 1), {}, "path: expected sides of at most 16383 px for .webp, got 1x16384"),
+        ("a.png", (2, 3, 4, 4), {}, "pixels: expected one picture"),
+        ("a.jpg", (1, 3, 4, 4), {"quality": 500}, "quality: expected an integer in 1..100, got 500"),
+    ],
+)
+def test_pictures_that_cannot_be_written_are_named(tmp_path, name, shape, change, message):
+    with pytest.raises(ValueError, match=message):
+        write_image(tmp_path / name, torch.zeros(shape), **change)
+    with pytest.raises(ValueError, match="pixels: expected finite values"):
+        write_image(tmp_path / name, torch.full((1, 3, 4, 4), float("nan")))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("worst", [255.0, -3.0, float("nan")])
+def test_floating_point_files_hold_the_unit_range_or_are_refused(tmp_path, worst):
+    values = np.linspace(0, 1.2, 12, dtype=np.float32).reshape(3, 4)
+    Image.fromarray(values).save(tmp_path / "good.tif")
+    assert torch.equal(read_image(tmp_path / "good.tif").pixels[0, 0], torch.from_numpy(values).clamp(0, 1))
+    values[1, 2] = worst
+    Image.fromarray(values).save(tmp_path / "bad.tif")
+    with pytest.raises(ImageFileError, match=r"bad\.tif: expected floating-point samples in \[0, 1\]"):
+        read_image(tmp_path / "bad.tif")
