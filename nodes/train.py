@@ -68,15 +68,17 @@ def read_config(config: str, overrides: str, data_folder: str, out_name: str) ->
     if data_folder.strip():
         sets.append(f"data.folders={json.dumps([str(find_folder(data_folder, 'data_folder'))])}")
     if out_name.strip():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", out_name.strip()):
-            raise ConfigError(f"out_name: expected letters, digits, '.', '_' or '-', got {out_name!r}; leave out the rest")
         sets.append(f"name={json.dumps(out_name.strip())}")
     values = apply_sets(values, sets)
     kind = values.pop("recipe", None)
     if kind not in RECIPES:
         hint = did_you_mean(str(kind), list(RECIPES))
         raise ConfigError(f"recipe: expected one of {', '.join(RECIPES)}, got {kind!r}; {hint}")
-    return RECIPES[kind], from_mapping(RECIPES[kind].config, values)
+    settings = from_mapping(RECIPES[kind].config, values)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", settings.name):  # it names a folder: a workflow must not leave the output
+        key = "out_name" if out_name.strip() else "config: name"
+        raise ConfigError(f"{key}: expected letters, digits, '.', '_' or '-', got {settings.name!r}; leave out the rest")
+    return RECIPES[kind], settings
 
 
 def finished_weights(folder: Path, config: Any) -> Path | None:

@@ -137,6 +137,8 @@ def test_config_text_may_start_from_a_published_one(watched):
         ({"overrides": "run.steps"}, ConfigError, "expected key=value"),
         ({"overrides": "run.steps=0"}, ConfigError, "steps: expected at least 1"),
         ({"out_name": "../escape"}, ConfigError, "^out_name: expected letters"),
+        ({"out_name": "", "overrides": "name='../escape'"}, ConfigError, "^config: name: expected letters"),
+        ({"out_name": "", "config": 'base = "tiny-lite-x4"\nname = ""'}, ConfigError, "^config: name: expected letters"),
         ({"data_folder": "absent"}, FileNotFoundError, "^data_folder: expected"),
     ],
 )
