@@ -1,7 +1,7 @@
 """Stand-ins for the few core nodes that our workflows use: same ids, inputs and outputs as ComfyUI's, written for headless runs.
 
-Differences, all on the side of more precision: 16-bit pictures keep their depth, pixels are rounded to 8 bit where ComfyUI
-cuts off, and any path on disk may be loaded.
+Differences, all on the side of more precision: 16-bit grey pictures keep their depth (16-bit colours: Load Image Folder), pixels
+are rounded to 8 bit where ComfyUI cuts off, and any path on disk may be loaded.
 """
 
 import hashlib

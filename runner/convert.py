@@ -33,20 +33,20 @@ def convert(ui: Mapping[str, Any], node_classes: NodeClasses, display_names: Map
     Raises:
         WorkflowError: subgraphs, unknown node classes, a damaged file.
     """
-    return _Converter(ui, node_classes, display_names or {}).run()
+    try:
+        return _Converter(ui, node_classes, display_names or {}).run()
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:  # any part of the file may be of another type
+        raise WorkflowError(
+            f"workflow: expected UI format with nodes and links, got a damaged file ({error!r}); save it again"
+        ) from error
 
 
 class _Converter:
     def __init__(self, ui: Mapping[str, Any], node_classes: NodeClasses, display_names: Mapping[str, str]) -> None:
         self.node_classes, self.display_names = node_classes, display_names
         subgraphs = {str(entry.get("id")) for entry in (ui.get("definitions") or {}).get("subgraphs") or []}
-        try:
-            self.nodes: dict[str, Mapping[str, Any]] = {str(node["id"]): node for node in ui["nodes"]}
-            self.links = dict(_read_links(ui.get("links") or []))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise WorkflowError(
-                f"workflow: expected UI format with nodes and links, got a damaged file ({error!r}); save it again"
-            ) from error
+        self.nodes: dict[str, Mapping[str, Any]] = {str(node["id"]): node for node in ui["nodes"]}
+        self.links = dict(_read_links(ui.get("links") or []))
         for node_id, node in self.nodes.items():
             if str(node.get("type")) in subgraphs:
                 raise WorkflowError(
@@ -69,7 +69,7 @@ class _Converter:
             specs = read_inputs(self.node_classes[class_type])
             inputs = self._widgets(node, specs) | self._linked(node)
             graph[node_id] = {"class_type": class_type, "inputs": inputs}
-            title = node.get("title") or self.display_names.get(class_type)
+            title = str(node.get("title") or "") or self.display_names.get(class_type)
             if title:
                 graph[node_id]["_meta"] = {"title": title}
         for node in graph.values():

@@ -76,22 +76,32 @@ class DynPrompt:
         return None
 
 
-def call_per_element(function: Callable[..., Any], arguments: Mapping[str, list[Any]], *, takes_lists: bool) -> list[Any]:
+def call_per_element(
+    function: Callable[..., Any],
+    arguments: Mapping[str, list[Any]],
+    *,
+    takes_lists: bool,
+    before: Callable[[], None] = lambda: None,
+) -> list[Any]:
     """Call once per list element, repeating the last element of shorter lists; or once with the lists themselves.
+
+    `before` is called before every call, so that a long list can be cancelled between its elements.
 
     Raises:
         ValueError: an argument's list is empty, `<name>: ...`.
     """
     if takes_lists:
+        before()
         return [_finish(function(**arguments))]
     for name, values in arguments.items():
         if not values:
             raise ValueError(f"{name}: expected at least one value, got an empty list; the node it comes from produced nothing")
     calls = max((len(values) for values in arguments.values()), default=1)
-    return [
-        _finish(function(**{name: values[min(index, len(values) - 1)] for name, values in arguments.items()}))
-        for index in range(calls)
-    ]
+    results: list[Any] = []
+    for index in range(calls):
+        before()
+        results.append(_finish(function(**{name: values[min(index, len(values) - 1)] for name, values in arguments.items()})))
+    return results
 
 
 def _finish(result: Any) -> Any:
@@ -221,7 +231,8 @@ class Executor:
             arguments = self._arguments(graph, node_id, pnginfo)
             takes_lists = attribute(node_class, "INPUT_IS_LIST", False)
             function = getattr(instance, node_class.FUNCTION)
-            return collect(node_class, call_per_element(function, arguments, takes_lists=takes_lists))
+            called = call_per_element(function, arguments, takes_lists=takes_lists, before=host.check_interrupt)
+            return collect(node_class, called)
         except host.interrupt_types:
             raise
         except Exception as error:  # a node may fail in any way; the user gets one line, the cause stays chained

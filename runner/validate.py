@@ -76,6 +76,9 @@ def check_api_shape(document: Mapping[str, Any]) -> Graph:
                 class_type=node["class_type"],
             )
         graph[str(node_id)] = {**node, "inputs": dict(inputs)}
+        title = node["_meta"].get("title") if isinstance(node.get("_meta"), dict) else None
+        if not isinstance(title, str):  # only for show: a damaged one is left out
+            graph[str(node_id)].pop("_meta", None)
     return graph
 
 

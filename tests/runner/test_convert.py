@@ -158,3 +158,23 @@ def test_round_trip_fills_in_what_the_page_would_fill_in() -> None:
     full = fill_defaults(graph, NODES)
     assert full["1"]["inputs"] == {"number": 1, "mode": "plain", "text": "x", "exact": True}
     assert convert(api_to_ui(graph, NODES), NODES) == full
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": [1]},
+        {"inputs": True},
+        {"inputs": [{"link": 1}]},
+        {"inputs": [{"link": 1, "name": {}}]},
+        {"widgets_values": True},
+        {"outputs": 5, "mode": 4},
+    ],
+)
+def test_damage_anywhere_is_one_error(change: dict[str, Any]) -> None:
+    show = ui_node(2, "Show", ["t"], [("value", "*", 1)])
+    links = [[1, 1, 0, 2, 0, "INT"]]
+    target = show if "mode" not in change else MAKE
+    broken = [node_ | change if node_ is target else node_ for node_ in (MAKE, show)]
+    with pytest.raises(WorkflowError):
+        validate(convert(document(broken, links), NODES), NODES)

@@ -233,3 +233,27 @@ def test_ctrl_c_raises_after_the_step_and_restores_the_handler(tmp_path: Path) -
     assert out.splitlines()[-1] == "interrupted [] True"
     assert "Ctrl-C again" in err
     assert "Traceback" not in err
+
+
+def test_cancel_between_the_elements_of_a_list(tmp_path: Path) -> None:
+    """Also where the node itself never looks: Save Image over a folder stops after the picture it is at."""
+    host = LocalHost(output_dir=tmp_path)
+
+    class Slow(NODES["Show"]):  # type: ignore[misc, name-defined]
+        def show(self, *arguments: Any, **named: Any) -> Any:
+            host.cancel()
+            return super().show(*arguments, **named)
+
+    graph = {"1": node("Split", count=3), "2": node("Show", value=["1", 0])}
+    with pytest.raises(WorkflowInterrupted), use_host(host):
+        Executor({**NODES, "Show": Slow}).run(graph, host=host)
+    assert CALLS.count("Show") == 1
+
+
+def test_a_damaged_title_is_only_left_out(tmp_path: Path) -> None:
+    for meta in (5, None, {"title": {"a": 1}}, []):
+        graph = {
+            "1": {**node("Make", number=1, mode="double", text="", exact=False), "_meta": meta},
+            "2": node("Show", value=["1", 0]),
+        }
+        assert run(graph, tmp_path, sets=["Make.number=4"]).outputs["2"]["text"]
