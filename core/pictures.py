@@ -162,13 +162,14 @@ def difference(a: Tensor, b: Tensor, *, top_255: float = 0.0, title: str = "") -
         title: above the picture.
 
     Returns:
-        RGB picture, the heat map at the images' own size or enlarged to at least 320 pixels wide.
+        RGB picture, the heat map at the images' own size or enlarged by a whole factor up to
+        320 pixels wide and 1600 high.
     """
     check_same_shape(a, b, "a", "b")
     gap = (a[:1].float() - b[:1].float()).abs().mean(1)[0] * 255
     top = top_255 or max(4.0, float(np.percentile(gap.detach().cpu().numpy(), 99.5)))
     heat = colour_map(gap / top)
-    factor = max(1, 320 // heat.width)
+    factor = max(1, min(320 // heat.width, 1600 // heat.height))
     heat = heat.resize((heat.width * factor, heat.height * factor), Image.Resampling.NEAREST)
     tall = max(heat.height, 120)
     body = Image.new("RGB", (heat.width + 110, tall), PAPER)

@@ -79,6 +79,8 @@ def test_difference_is_dark_where_equal_and_bright_at_the_top_of_its_scale():
     left, right = heat[100, 50], heat[100, 300]
     assert left.sum() > 500 and right.sum() < 20
     assert holds(difference(a, a), np.zeros((50, 50, 3), int) + pixels(difference(a, a))[100, 100])
+    strip = torch.zeros(1, 3, 800, 1)
+    assert difference(strip, strip).height < 2000, "a thin picture is not blown up to the usual width"
     with pytest.raises(ValueError, match=r"^a: expected the shape of b"):
         difference(a, a[..., :3])
 
