@@ -60,7 +60,8 @@ def give(rgb: Tensor, like: Pixels) -> Tensor:
     """An IMAGE with the channels that came in: grey stays grey, alpha is resized (bicubic) and put back."""
     rgb = rgb.clamp(0, 1)
     if like.is_grey:
-        return bchw_to_bhwc(rgb.mean(1, keepdim=True))
+        luma = rgb.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)  # BT.601, as `alignsr upscale` makes grey
+        return bchw_to_bhwc((rgb * luma).sum(1, keepdim=True).clamp(0, 1))
     if like.alpha is not None:
         alpha = bicubic(like.alpha, (rgb.shape[-2], rgb.shape[-1])).clamp(0, 1)
         rgb = torch.cat((rgb, alpha.to(rgb)), 1)
@@ -101,6 +102,10 @@ def first(value: Any) -> Any:
     return value[0] if isinstance(value, (list, tuple)) else value
 
 
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
 def read_json(text: str, name: str) -> Any:
     """Parse JSON from a STRING input.
 
@@ -108,8 +113,8 @@ def read_json(text: str, name: str) -> Any:
         ValueError: not JSON; the message starts with the input's name.
     """
     try:
-        return json.loads(text)
-    except (TypeError, json.JSONDecodeError) as error:
+        return json.loads(text, parse_constant=_no_constant)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: expected JSON text, got {describe(text)} ({error}); connect the matching output") from error
 
 

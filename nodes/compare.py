@@ -12,10 +12,11 @@ from ..core.spectral import log_spectral_distance, periodic_energy_score, radial
 from .common import match_batch, take, to_image
 from .host import get_host
 
+SPECTRUM_SIDE_PX = 4
 GRID_SCORE_SIDE_PX = 64  # smaller pictures are too short for a grid of 16 px to show
 
 
-def _centres(text: str) -> list[tuple[int, int]]:
+def _centres(text: str, width: int, height: int) -> list[tuple[int, int]]:
     """`120,80; 300,40` as [(x, y), ...]."""
     centres: list[tuple[int, int]] = []
     for part in filter(None, (piece.strip() for piece in text.split(";"))):
@@ -24,7 +25,10 @@ def _centres(text: str) -> list[tuple[int, int]]:
             raise ValueError(
                 f"crop_centers: expected pairs x,y separated by semicolons, got {part!r}; write for example 120,80; 300,40"
             )
-        centres.append((int(numbers[0]), int(numbers[1])))
+        x, y = int(numbers[0]), int(numbers[1])
+        if x >= width or y >= height:
+            raise ValueError(f"crop_centers: expected places inside {width}x{height}, got {x},{y}; choose another place")
+        centres.append((x, y))
     return centres
 
 
@@ -96,14 +100,15 @@ class Compare:
         if reference is not None:
             gt = match_batch(take(reference, "reference").rgb, sr.shape[0], "reference")
             if gt.shape != sr.shape:
+                sizes = "x".join(map(str, sr.shape[:1:-1])), "x".join(map(str, gt.shape[:1:-1]))
                 raise ValueError(
-                    f"reference: expected the size of the result {sr.shape[-1]}x{sr.shape[-2]}, got {gt.shape[-1]}x{gt.shape[-2]}"
+                    f"reference: expected the size of the result {sizes[0]}, got {sizes[1]}; check scale and cropping"
                 )
             panels.append(gt)
         titles = [title.strip() for title in labels.split(",")][: len(panels)]
         if len(set(titles)) != len(panels):
             raise ValueError(f"labels: expected {len(panels)} different titles, got {labels!r}; separate them with commas")
-        crops = _centres(crop_centers) or num_crops
+        crops = _centres(crop_centers, sr.shape[-1], sr.shape[-2]) or num_crops
         bar = get_host().progress(sr.shape[0], "comparing")
         sheets: list[Image.Image] = []
         heats: list[Image.Image] = []
@@ -154,6 +159,9 @@ class Spectrum:
         if input is not None:
             before = match_batch(take(input, "input").rgb, sr.shape[0], "input")
             shown["input (bicubic)"] = bicubic(before, (sr.shape[-2], sr.shape[-1])).clamp(0, 1)
+        if min(sr.shape[-2:]) < SPECTRUM_SIDE_PX:
+            size = "x".join(map(str, sr.shape[:1:-1]))
+            raise ValueError(f"image: expected sides of at least {SPECTRUM_SIDE_PX} px, got {size}; use a larger picture")
         get_host().check_interrupt()
         distances = {name: float(log_spectral_distance(pixels, gt).mean()) for name, pixels in shown.items()}
         side = min(sr.shape[-2:])

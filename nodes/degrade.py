@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.checks import check_positive_int
 from ..core.degradation import PRESETS, degrade
 from ..core.images import crop_to_multiple
 from ..core.resize import bicubic
@@ -56,7 +57,7 @@ class Degrade:
                         "min": 0,
                         "max": SEED_MAX,
                         "control_after_generate": True,
-                        "tooltip": "Same seed, same result, on every computer. Picture number k of a batch uses seed + k.",
+                        "tooltip": "Same seed, same result. Picture number k of a batch uses seed + k.",
                     },
                 ),
                 "scale": (
@@ -92,6 +93,9 @@ class Degrade:
     ) -> tuple[Tensor, Tensor, str]:
         if target not in TARGETS:
             raise ValueError(f"target: expected one of {', '.join(TARGETS)}, got {target!r}; choose one of them")
+        if preset not in PRESETS:
+            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}; choose one of them")
+        check_positive_int(scale, "scale", high=16)
         whole = take(image, "image")
         if min(whole.size) < scale:
             raise ValueError(

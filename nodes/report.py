@@ -67,7 +67,7 @@ class SaveReport:
         note: Any = "",
     ) -> dict[str, Any]:
         records = [read_json(text, "scores") for text in as_list(scores)]
-        if not records or not all(isinstance(record, dict) and isinstance(record.get("images"), list) for record in records):
+        if not records or not all(map(_is_record, records)):
             raise ValueError("scores: expected the JSON of IQA Reward, got something else; connect its output `scores`")
         host = get_host()
         shown = _pages(pictures, "pictures") + _pages(more_pictures, "more_pictures")
@@ -93,6 +93,19 @@ class SaveReport:
         entries = [{"filename": path.name, "subfolder": target.subfolder, "type": "output"} for path in jobs]
         images, files = entries[: len(shown)], entries[len(shown) :]
         return {"ui": {"images": images, "files": files}, "result": (str(base),)}
+
+
+def _is_record(record: Any) -> bool:
+    """Has it the shape of what IQA Reward writes? Any text may be linked to `scores`."""
+    if not isinstance(record, dict) or not isinstance(record.get("images"), list):
+        return False
+    tables = [record.get("metrics", {}), record.get("mean", {})]
+    for image in record["images"]:
+        if not isinstance(image, dict):
+            return False
+        tables += [image.get("scores", {}), {"reward": image.get("reward")}]
+    numbers = [value for table in tables[1:] if isinstance(table, dict) for value in table.values() if value is not None]
+    return all(isinstance(table, dict) for table in tables) and all(isinstance(value, (int, float)) for value in numbers)
 
 
 def _pages(images: Any, name: str) -> list[Image.Image]:

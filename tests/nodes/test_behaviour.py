@@ -354,7 +354,7 @@ def test_compare_makes_a_sheet_and_a_map_per_picture(host):
     ("inputs", "text"),
     [
         ({"crop_centers": "a,b"}, "^crop_centers: expected pairs"),
-        ({"crop_centers": "500,1"}, "^crops: expected centres inside 10x12"),
+        ({"crop_centers": "500,1"}, "^crop_centers: expected places inside 10x12"),
         ({"labels": "x"}, "^labels: expected 2 different titles"),
         ({"reference": picture(1, 9, 9)}, "^reference: expected the size"),
     ],
@@ -478,3 +478,58 @@ def test_folder_refusals_and_change(host, tmp_path):
     before = node.IS_CHANGED("empty", 0, 0, "stop")
     Image.new("RGB", (4, 4)).save(tmp_path / "empty" / "new.png")
     assert node.IS_CHANGED("empty", 0, 0, "stop") != before
+
+
+MISUSES = {
+    "scale 3.5": ("Degrade", {"image": picture(), "preset": "dp2o", "seed": 0, "scale": 3.5}, "scale: expected an integer"),
+    "scale 0": ("Degrade", {"image": picture(), "preset": "dp2o", "seed": 0, "scale": 0}, "scale: expected an integer"),
+    "scale -1": ("Degrade", {"image": picture(), "preset": "dp2o", "seed": 0, "scale": -1}, "scale: expected an integer"),
+    "preset": ("Degrade", {"image": picture(), "preset": "dp20", "seed": 0, "scale": 4}, "preset: expected one of"),
+    "thin": (
+        "Spectrum",
+        {"image": picture(1, 3, 50), "reference": picture(1, 3, 50)},
+        "image: expected sides of at least 4 px, got 50x3",
+    ),
+    "outside": (
+        "Compare",
+        {"result": picture(1, 40, 30), "input": picture(), "labels": "a, b", "crop_centers": "30,10"},
+        "crop_centers: expected places inside 30x40, got 30,10",
+    ),
+    "other size": (
+        "Compare",
+        {"result": picture(1, 8, 8), "input": picture(), "reference": picture(1, 4, 5)},
+        "reference: expected the size of the result 8x8, got 5x4; check",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISUSES)
+def test_errors_name_the_input_of_the_node(host, case):
+    node_id, inputs, text = MISUSES[case]
+    with pytest.raises((ValueError, TypeError), match=f"^{text}"):
+        call(node_id, **inputs)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"images": [5]}',
+        '{"images": [{"scores": [1]}]}',
+        '{"images": [{"scores": {"psnr_y": "high"}}]}',
+        '{"images": [], "mean": 5}',
+        '{"images": [{"scores": {"psnr_y": NaN}}]}',
+    ],
+)
+def test_reports_refuse_other_json(host, tmp_path, text):
+    with pytest.raises(ValueError, match=r"^scores: expected .*JSON"):
+        call("SaveReport", scores=[text], filename_prefix=["r"])
+    assert not list((tmp_path / "out").rglob("*.*"))
+
+
+def test_grey_results_are_luma_as_on_the_command_line(host):
+    from alignsr.core.batch import restore_picture
+
+    grey, model = picture(1, 8, 8, 1), load()
+    sr, *_ = call("OneStepSR", model=model, image=grey, scale=4)
+    alike, _ = restore_picture(model.backbone, grey.movedim(-1, 1), scale=4, notify=print)
+    assert torch.allclose(sr.movedim(-1, 1), alike.clamp(0, 1), atol=1e-5)
