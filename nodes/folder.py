@@ -1,6 +1,7 @@
 """Load Image Folder: the pictures of a folder as a list."""
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,10 @@ class LoadImageFolder:
         }
 
     @classmethod
-    def IS_CHANGED(cls, folder: str, start: int, limit: int, on_error: str) -> str:  # noqa: N802
-        """Read again when files came, went or changed."""
+    def IS_CHANGED(cls, folder: str | None, start: int, limit: int, on_error: str) -> str | float:  # noqa: N802
+        """Read again when files came, went or changed; always where the folder comes through a link."""
+        if folder is None:
+            return math.nan
         facts = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in list_images(find_folder(folder))]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 

@@ -1,5 +1,6 @@
 """Load SR Model: a bundled network or a file of the user's, ready for One-Step SR."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,10 @@ class LoadSRModel:
         }
 
     @classmethod
-    def IS_CHANGED(cls, model_name: str, precision: str, device: str) -> str:  # noqa: N802
-        """Reload when the file itself was replaced."""
+    def IS_CHANGED(cls, model_name: str | None, precision: str, device: str) -> str | float:  # noqa: N802
+        """Reload when the file itself was replaced; always where its name comes through a link."""
+        if model_name is None:
+            return math.nan
         stat = get_host().resolve_model(model_name).stat()
         return f"{stat.st_mtime_ns} {stat.st_size}"
 

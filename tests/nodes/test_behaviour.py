@@ -533,3 +533,9 @@ def test_grey_results_are_luma_as_on_the_command_line(host):
     sr, *_ = call("OneStepSR", model=model, image=grey, scale=4)
     alike, _ = restore_picture(model.backbone, grey.movedim(-1, 1), scale=4, notify=print)
     assert torch.allclose(sr.movedim(-1, 1), alike.clamp(0, 1), atol=1e-5)
+
+
+def test_linked_values_are_unknown_before_the_run(host):
+    """IS_CHANGED gets None for a link: always run, without the warning of a failure."""
+    assert math.isnan(NODE_CLASS_MAPPINGS["AlignSRLoadImageFolder"].IS_CHANGED(None, 0, 0, "stop"))
+    assert math.isnan(NODE_CLASS_MAPPINGS["AlignSRLoadSRModel"].IS_CHANGED(None, "fp32", "auto"))
