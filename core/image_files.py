@@ -160,10 +160,11 @@ def _to_array(image: Image.Image, name: str = "image") -> tuple[Any, int]:
     """(float32 [H, W, C] in [0, 1], bit depth) for any of Pillow's modes; `name` is for the message."""
     if image.mode == "F":
         values = np.asarray(image)
-        if not (values.min() >= -0.5 and values.max() <= 1.5):  # written so that NaN fails too
+        finite = values[np.isfinite(values)]  # NaN passes: whoever uses the pixels says where it is
+        low, high = finite.min(initial=0), finite.max(initial=0)
+        if low < -0.5 or high > 1.5:
             raise ImageFileError(
-                f"{name}: expected floating-point samples in [0, 1], got {values.min():g} to {values.max():g}; "
-                "save the picture with 8 or 16 bits"
+                f"{name}: expected floating-point samples in [0, 1], got {low:g} to {high:g}; save the picture with 8 or 16 bits"
             )
         return values.clip(0, 1).astype(np.float32)[..., None], 16
     if image.mode.startswith("I"):
