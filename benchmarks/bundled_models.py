@@ -23,7 +23,7 @@ from alignsr.core.degradation import degrade
 from alignsr.core.image_files import list_images, read_image
 from alignsr.core.images import crop_to_multiple, quantize_8bit, to_rgb
 from alignsr.core.metrics import score
-from alignsr.core.resize import bicubic, imresize
+from alignsr.core.resize import imresize
 from alignsr.core.restore import restore
 from alignsr.core.spectral import periodic_energy_score
 from alignsr.core.weights import bundled_models
@@ -99,8 +99,7 @@ def degraded_rows(data: Path, methods: dict[str, Upscale]) -> list[dict[str, Any
     for gt, lq in degraded_pairs(data / "set14"):
         count += 1
         for name, upscale in methods.items():
-            up = upscale(lq) if name != "bicubic" else bicubic(lq, (gt.shape[-2], gt.shape[-1])).clamp(0, 1)
-            sums[name] += float(score("psnr_y", quantize_8bit(up), gt, scale=SCALE))
+            sums[name] += float(score("psnr_y", quantize_8bit(upscale(lq)), gt, scale=SCALE))
     return [{"set": "set14 realesrgan", "method": name, "images": count, "psnr_y": total / count} for name, total in sums.items()]
 
 

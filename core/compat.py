@@ -11,6 +11,7 @@ Every process imports third-party packages through the functions below, so a sub
 import functools
 import importlib
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +64,10 @@ def prepare_torchvision() -> tuple[str, ...]:
     return missing
 
 
+def _is_not_about_kernels(record: logging.LogRecord) -> bool:
+    return "gemm_4bit_forward" not in record.getMessage()
+
+
 def import_third_party(name: str) -> ModuleType:
     """Import a heavy third-party module, after what it needs to be importable here.
 
@@ -80,6 +85,8 @@ def import_third_party(name: str) -> ModuleType:
         '[1]'
     """
     prepare_torchvision()
+    # bitsandbytes (through peft) warns on some processors that an optional 4-bit kernel is not installed; nothing here uses it
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_not_about_kernels)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -17,6 +17,10 @@ METADATA_KEY = "alignsr"  # one JSON object in the safetensors header: what the 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 
+_UMASK = os.umask(0)  # it can only be read by setting it, so once, while importing and not while a server's threads write files
+os.umask(_UMASK)
+
+
 class WeightsError(ValueError):
     """A weight file that cannot be used: damaged, unsafe, or of another network."""
 
@@ -44,9 +48,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
     temporary = Path(name)
     try:
         write(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; results should carry the user's usual permissions
+        temporary.chmod(0o666 & ~_UMASK)  # mkstemp makes private files; results should carry the user's usual permissions
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -193,17 +195,17 @@ def bundled_models() -> dict[str, Path]:
 
 
 def find_model(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
-    """Find a weight file: an existing path, a bundled name, or a name (with or without suffix) in one of `folders`.
+    """Find a weight file: a bundled name, an existing path, or a name (with or without suffix) in one of `folders`.
 
     Raises:
         MissingModelError: names what was looked for, where, and what would have been found.
     """
+    bundled = bundled_models()
+    if str(name) in bundled:  # before paths: a stray file of that name in the working folder must not shadow it
+        return bundled[str(name)]
     direct = Path(name).expanduser()
     if direct.is_file():
         return direct
-    bundled = bundled_models()
-    if str(name) in bundled:
-        return bundled[str(name)]
     searched = [Path(folder).expanduser() for folder in folders]
     for folder in searched:
         for candidate in (folder / direct, *(folder / f"{name}{suffix}" for suffix in WEIGHT_SUFFIXES)):

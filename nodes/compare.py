@@ -32,6 +32,9 @@ def _centres(text: str, width: int, height: int) -> list[tuple[int, int]]:
     return centres
 
 
+TITLES = ("input (bicubic)", "restored", "ground truth")
+
+
 class Compare:
     """Node AlignSRCompare."""
 
@@ -68,7 +71,7 @@ class Compare:
                 "labels": (
                     "STRING",
                     {
-                        "default": "input (bicubic), restored, ground truth",
+                        "default": ", ".join(TITLES),
                         "tooltip": "Titles of the panels, separated by commas.",
                     },
                 ),
@@ -91,7 +94,7 @@ class Compare:
         crop_px: int = 0,
         panel_px: int = 400,
         reference: Tensor | None = None,
-        labels: str = "input (bicubic), restored, ground truth",
+        labels: str = ", ".join(TITLES),
         crop_centers: str = "",
     ) -> tuple[Tensor, Tensor]:
         sr = take(result, "result").rgb
@@ -106,6 +109,7 @@ class Compare:
                 )
             panels.append(gt)
         titles = [title.strip() for title in labels.split(",")][: len(panels)]
+        titles += TITLES[len(titles) : len(panels)]  # a label for two when a third picture is connected later
         if len(set(titles)) != len(panels):
             raise ValueError(f"labels: expected {len(panels)} different titles, got {labels!r}; separate them with commas")
         crops = _centres(crop_centers, sr.shape[-1], sr.shape[-2]) or num_crops

@@ -153,6 +153,27 @@ class PairData:
         self.store = ImageStore(files, scale, config.cache_images)
         self._pool: dict[int, tuple[Tensor, Tensor, str]] = {}
 
+    def check_held_out(self, minimum_px: int) -> None:
+        """Read the validation pictures once, so that a bad one stops a run at its start and not hours later.
+
+        Raises:
+            DataError: names the file that cannot be read or is too small; `on_error = "skip"` leaves it out instead.
+        """
+        usable: list[Path] = []
+        for path in self.held_out:
+            try:
+                sides = read_image(path).pixels.shape[-2:]
+                problem = (
+                    "" if min(sides) >= minimum_px else f"expected sides of at least {minimum_px} px, got {sides[0]}x{sides[1]}"
+                )
+            except (OSError, ValueError) as error:
+                problem = f"not readable as an image ({error})"
+            if not problem:
+                usable.append(path)
+            elif self.config.on_error == "stop":
+                raise DataError(f'{path}: {problem}; remove it or set data.on_error = "skip"')
+        self.held_out = usable
+
     def batch(self, first_index: int, size: int) -> PairBatch:
         """The samples [first_index, first_index + size) as one batch."""
         if self.config.degradation == "matlab":

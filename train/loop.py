@@ -21,6 +21,8 @@ from ..core.weights import write_atomic
 from .config import OptimizerConfig, RunConfig, ScheduleConfig, config_hash, to_mapping
 from .state import TrainState, checkpoints
 
+MAX_SKIPPED_STEPS = 20  # of fp16 training, in a row
+
 
 class NonFiniteError(RuntimeError):
     """A NaN or infinity during training; the message names step, term and samples."""
@@ -166,6 +168,7 @@ class Loop:
         self._micro = 0
         self._updated: set[str] = set()
         self._noted = False
+        self._skipped = 0
         self._started = time.monotonic()
         if found := checkpoints(folder):
             self.state.load(found[-1], self.hash)
@@ -200,7 +203,7 @@ class Loop:
                 self.state.step += 1
                 self._updated = set()
                 self._after_step()
-                stop = self.state.step < self.run.steps and self.hooks.should_stop()
+                stop = self.state.step < self.run.steps and self._agreed(self.hooks.should_stop())
             except BaseException:
                 # interruption by the host, Ctrl-C or an error inside a step: what is finished is kept
                 self._keep_what_is_done()
@@ -222,8 +225,11 @@ class Loop:
             NonFiniteError: a term is NaN or infinite.
             Stopped: the user asked for it; the finished steps are kept.
         """
-        for term, values in terms.values.items():
-            self._check_finite(values, term, samples)
+        complaint = next(filter(None, (self._complaint(values, term, samples) for term, values in terms.values.items())), "")
+        if self._agreed(bool(complaint)):
+            raise NonFiniteError(
+                complaint or f"step {self.state.step + 1}: a term is not finite in another process; see its message"
+            )
         total = terms.total().mean()
         for term, values in {**terms.values, "loss": total}.items():
             key = term if name == "network" or len(self.parts) == 1 else f"{name}/{term}"
@@ -232,7 +238,7 @@ class Loop:
         last = self._micro == self.run.accumulation_steps
         with nullcontext() if last else self.accelerator.no_sync(self.live[name]):
             self.scaler.scale(total / self.run.accumulation_steps).backward()
-        if not last and self.hooks.should_stop():
+        if not last and self._agreed(self.hooks.should_stop()):
             raise Stopped(
                 f"stopped inside step {self.state.step + 1} of {self.run.steps}; finished steps are kept, continue with --resume"
             )
@@ -243,11 +249,14 @@ class Loop:
         self.scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, part.optimizer.max_grad_norm or math.inf)
-        if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
+        finite = bool(torch.isfinite(norm))
+        # fp16: the scaler skips a step that overflows and lowers its scale; many in a row mean that the run has diverged
+        self._skipped = 0 if finite else self._skipped + 1
+        if self._skipped > (MAX_SKIPPED_STEPS if self.scaler.is_enabled() else 0):
             raise NonFiniteError(
                 f"step {self.state.step + 1}: the gradient of {name} is not finite (norm {float(norm)}); lower the learning rate"
             )
-        self._sums["grad_norm" if len(self.parts) == 1 else f"{name}/grad_norm"] = float(norm)
+        self._sums["grad_norm" if len(self.parts) == 1 else f"{name}/grad_norm"] = float(norm) if finite else 0.0
         self.scaler.step(optimizer)
         self.scaler.update()
         self._updated.add(name)
@@ -315,7 +324,7 @@ class Loop:
                 self.hooks.preview(self.curve())
             if done % self.run.checkpoint_every == 0 or done == self.run.steps:
                 self.checkpoint()
-        self.hooks.progress(done, self.run.steps, entry)
+            self.hooks.progress(done, self.run.steps, entry)
 
     def _keep_what_is_done(self) -> None:
         """Checkpoint after an interruption, unless it came between the updates of two parts: that is no state to resume from."""
@@ -328,14 +337,22 @@ class Loop:
         if self.state.step and not (saved and saved[-1].stem.endswith(f"{self.state.step:08d}")):
             self.checkpoint()
 
-    def _check_finite(self, values: Tensor, term: str, samples: tuple[str, ...]) -> None:
+    def _complaint(self, values: Tensor, term: str, samples: tuple[str, ...]) -> str:
+        """What to say about a term that is not finite; empty when it is."""
         finite = torch.isfinite(values.detach())
-        if not bool(finite.all()):
-            bad = [samples[i] for i in (~finite).nonzero().flatten().tolist()[:8]] if values.ndim else list(samples[:8])
-            raise NonFiniteError(
-                f"step {self.state.step + 1}: term {term} is not finite for {', '.join(bad)}; "
-                "look at these samples or lower the learning rate"
-            )
+        if bool(finite.all()):
+            return ""
+        bad = [samples[i] for i in (~finite).nonzero().flatten().tolist()[:8]] if values.ndim else list(samples[:8])
+        return (
+            f"step {self.state.step + 1}: term {term} is not finite for {', '.join(bad)}; "
+            "look at these samples or lower the learning rate"
+        )
+
+    def _agreed(self, flag: bool) -> bool:
+        """Whether any process raised the flag: all of them must leave a step together, or the rest would wait for ever."""
+        if int(self.accelerator.num_processes) == 1:
+            return flag
+        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.device), reduction="sum") > 0)
 
     def _read_logs(self) -> list[dict[str, float]]:
         path = self.folder / "log.jsonl"

@@ -2,7 +2,8 @@
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,17 @@ class TrainState:
         _restore_global_generators(tensors, info)
         self.step = int(info["step"])
         self.extra = dict(info["extra"])
+
+
+@contextmanager
+def keep_global_randomness() -> Generator[None]:
+    """Put Python's and NumPy's global generators back at the end: resuming sets them, and a host has its own use for them."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
 def checkpoints(folder: Path) -> list[Path]:

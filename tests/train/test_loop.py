@@ -1,16 +1,19 @@
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from train_helpers import make_pictures, tiny
 
 from alignsr.core.weights import WeightsError, load_state_dict, read_info
-from alignsr.train.config import OptimizerConfig, RunConfig, ScheduleConfig
+from alignsr.train.config import ConfigError, OptimizerConfig, RunConfig, ScheduleConfig
+from alignsr.train.data import DataError
 from alignsr.train.loop import NonFiniteError, SilentHooks, Stopped, learning_rate, make_average
 from alignsr.train.recipes import fidelity
 from alignsr.train.state import checkpoints
@@ -239,6 +242,41 @@ def test_training_works_under_inference_mode_and_leaves_global_randomness_alone(
     with torch.inference_mode():
         fidelity.train(tiny("tiny-lite-x4", pictures), tmp_path / "run")
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_resuming_leaves_the_hosts_randomness_alone(pictures, tmp_path):
+    config = tiny("tiny-lite-x4", pictures, **SIX)
+    with pytest.raises(Stopped):
+        fidelity.train(config, tmp_path / "run", StopAfter(2))
+    random.seed(3)
+    np.random.seed(3)
+    expected = (random.random(), np.random.rand())
+    random.seed(3)
+    np.random.seed(3)
+    fidelity.train(config, tmp_path / "run", resume=True)
+    assert (random.random(), np.random.rand()) == expected
+
+
+def test_a_bad_validation_picture_stops_the_run_at_its_start_or_is_left_out(tmp_path):
+    folder = make_pictures(tmp_path / "pictures", count=4)
+    (folder / "picture_3.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"picture_3\.png: not readable"):
+        fidelity.train(tiny("tiny-lite-x4", folder), tmp_path / "stop")
+    result = fidelity.train(tiny("tiny-lite-x4", folder, data__on_error="skip", data__holdout=2), tmp_path / "skip")
+    assert math.isfinite(result.logs[-1]["psnr_y"])
+
+
+def test_endless_overflow_in_half_precision_stops_with_the_step(pictures, tmp_path, monkeypatch):
+    """The scaler may skip some steps; a gradient that never becomes finite means that the run has diverged."""
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, norm: torch.tensor(float("inf")))
+    config = tiny("tiny-lite-x4", pictures, run__steps=40, run__precision="fp16", run__validate_every=0)
+    with pytest.raises(NonFiniteError, match="step 21: the gradient of network is not finite"):
+        fidelity.train(config, tmp_path / "run")
+
+
+def test_the_transformer_wants_patches_of_whole_tokens(pictures):
+    with pytest.raises(ConfigError, match=r"multiple of model\.options\.patch_px 8, got 36"):
+        tiny("tiny-pixel-x4", pictures, data__gt_patch_px=36)
 
 
 def test_log_on_disk_and_preview_follow_the_run(pictures, tmp_path):

@@ -25,6 +25,7 @@ from ...core.weights import find_model, load_into, load_state_dict, save_weights
 from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, empty_table, positive, to_mapping
 from ..data import PairData
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
+from ..state import keep_global_randomness
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,12 @@ class FidelityConfig:
         if self.data.gt_patch_px % self.model.scale:
             raise ValueError(
                 f"data.gt_patch_px: expected a multiple of model.scale {self.model.scale}, got {self.data.gt_patch_px}; "
+                "change one"
+            )
+        patch = int(self.model.options.get("patch_px", 8))
+        if self.model.backbone == "pixel" and self.data.gt_patch_px % patch:
+            raise ValueError(
+                f"data.gt_patch_px: expected a multiple of model.options.patch_px {patch}, got {self.data.gt_patch_px}; "
                 "change one"
             )
 
@@ -115,9 +122,8 @@ def train(config: FidelityConfig, folder: str | Path, hooks: Hooks | None = None
         ConfigError, DataError, WeightsError, NonFiniteError, Stopped, FileExistsError: see their classes.
     """
     folder, hooks = Path(folder), hooks or SilentHooks()
-    # ComfyUI and the runner execute nodes in inference mode, where nothing can be trained;
-    # fork_rng keeps our seeding to ourselves
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+    # ComfyUI and the runner execute nodes in inference mode, where nothing can be trained; seeding stays our own affair
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), keep_global_randomness():
         torch.manual_seed(config.run.seed)
         backbone = build_model(config)
         network = dict(backbone.modules())["network"]
@@ -126,6 +132,8 @@ def train(config: FidelityConfig, folder: str | Path, hooks: Hooks | None = None
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         loop = Loop(config, config.run, {"network": Trained(network, config.optimizer, config.schedule)}, folder, hooks, resume)
         data = PairData(config.data, config.model.scale, config.run.seed, loop.samples_per_step)
+        if config.run.validate_every:
+            data.check_held_out(minimum_px=16)
 
         with closing(loop.steps()) as steps:  # closing: an error below reaches the loop at once, which keeps what is done
             for _ in steps:
@@ -138,9 +146,10 @@ def train(config: FidelityConfig, folder: str | Path, hooks: Hooks | None = None
                 if loop.is_main and data.held_out and loop.is_due(config.run.validate_every):
                     loop.note(psnr_y=validate(backbone, loop.averaged("network"), data, config, loop.device))
 
+        weights = folder / f"{config.name}.safetensors"
+        if loop.is_main:
+            save_model(config, backbone, loop.averaged("network"), weights, loop.state.step)
         loop.finish()
-        result = loop.averaged("network")
-        weights = save_model(config, backbone, result, folder, loop.state.step)
         return TrainResult(folder, weights, folder / "curve.png", tuple(loop.logs), loop.state.step)
 
 
@@ -171,8 +180,8 @@ def validate(backbone: AnyBackbone, network: nn.Module, data: PairData, config: 
     return total / len(data.held_out)
 
 
-def save_model(config: FidelityConfig, backbone: AnyBackbone, network: nn.Module, folder: Path, step: int) -> Path:
-    """Write `<name>.safetensors` with everything needed to load it and to know what it is."""
+def save_model(config: FidelityConfig, backbone: AnyBackbone, network: nn.Module, path: Path, step: int) -> Path:
+    """Write a weight file with everything needed to load it and to know what it is."""
     dtype = torch.float16 if config.model.save_dtype == "fp16" else torch.float32
     tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in network.state_dict().items()}
     options = rebuild_options(backbone)
@@ -186,7 +195,7 @@ def save_model(config: FidelityConfig, backbone: AnyBackbone, network: nn.Module
         "step": step,
         "config": to_mapping(config),
     }
-    return save_weights(folder / f"{config.name}.safetensors", tensors, info)
+    return save_weights(path, tensors, info)
 
 
 def rebuild_options(backbone: AnyBackbone) -> dict[str, Any]:
