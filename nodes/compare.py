@@ -109,7 +109,8 @@ class Compare:
                 )
             panels.append(gt)
         titles = [title.strip() for title in labels.split(",")][: len(panels)]
-        titles += TITLES[len(titles) : len(panels)]  # a label for two when a third picture is connected later
+        if len(titles) == 2 < len(panels):
+            titles.append(TITLES[2])  # labels for two, and a third picture was connected later
         if len(set(titles)) != len(panels):
             raise ValueError(f"labels: expected {len(panels)} different titles, got {labels!r}; separate them with commas")
         crops = _centres(crop_centers, sr.shape[-1], sr.shape[-2]) or num_crops

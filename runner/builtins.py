@@ -166,7 +166,7 @@ class PreviewImage:
 
 
 class PreviewAny:
-    """Show any value as text. Newer ComfyUI also gives the text as an output, 0.8.0 does not: do not link it in shared workflows."""
+    """Show any value as text. Newer ComfyUI also gives it as an output, 0.8.0 does not: do not link it in shared workflows."""
 
     CATEGORY = "utils"
     RETURN_TYPES = ("STRING",)
