@@ -45,7 +45,7 @@ def equal_files(one, two):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("name", ["tiny-lite-x4", "tiny-pixel-x4", "tiny-lite-real-x4"])
+@pytest.mark.parametrize("name", ["tiny-lite-x4", "tiny-pixel-x4", "tiny-lite-real-x4-l1", "tiny-lite-real-x4"])
 def test_every_tiny_twin_trains_one_step_and_its_weights_load_back(name, pictures, tmp_path):
     from alignsr.core.backbones import load_backbone
 
@@ -80,6 +80,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(name, pictures
     "switch",
     [
         {"run__ema_decay": 0.0},
+        {"loss": "mse"},
         {"run__precision": "bf16"},
         {"run__channels_last": True},
         {"data__augment": False},
@@ -312,6 +313,13 @@ def test_average_starts_at_the_live_weights_and_follows_the_formula():
     for _ in range(9):
         average.update_parameters(live)
     assert torch.allclose(average.module.weight, torch.full((2, 2), 1 - 0.999**10), rtol=1e-4)
+
+
+def test_losses_by_hand():
+    gt = torch.zeros(2, 1, 2, 2)
+    sr = torch.tensor([[0.0, 0.0, 0.0, 0.4], [0.2, 0.2, 0.2, 0.2]]).view(2, 1, 2, 2)
+    assert torch.allclose(fidelity.l1_loss(sr, gt), torch.tensor([0.1, 0.2]))
+    assert torch.allclose(fidelity.mse_loss(sr, gt), torch.tensor([0.04, 0.04]))
 
 
 def test_defaults_are_stated_once():
