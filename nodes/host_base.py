@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -43,46 +44,46 @@ class SaveTarget:
         return self.folder / f"{self.stem.replace('%batch_num%', str(index))}_{self.counter + index:05}_{suffix}"
 
 
-class Host:
+class Host(ABC):
     """What both hosts share. `LocalHost` and `ComfyHost` fill in the rest."""
 
     interrupt_types: tuple[type[BaseException], ...] = (Interrupted,)
 
+    @abstractmethod
     def progress(self, total: int, desc: str = "") -> Bar:
         """One bar for the whole job of a node (all tiles, all steps)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check_interrupt(self) -> None:
         """Raise if the user cancelled."""
-        raise NotImplementedError
 
+    @abstractmethod
     def input_dirs(self) -> list[Path]:
         """Folders that inputs are looked for in, first one first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def output_dir(self) -> Path:
         """Folder for results."""
-        raise NotImplementedError
 
+    @abstractmethod
     def temp_dir(self) -> Path:
         """Folder for previews; does not outlive the process."""
-        raise NotImplementedError
 
+    @abstractmethod
     def model_dirs(self, key: str = "alignsr") -> list[Path]:
         """Folders of one kind of model; they need not exist."""
-        raise NotImplementedError
 
+    @abstractmethod
     def device(self) -> torch.device:
         """The device that models run on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def free_memory(self, vram_bytes: int) -> None:
         """Ask for this much free memory on `device()` before loading a model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def soft_empty_cache(self) -> None:
         """Hand unused cached memory back to the device."""
-        raise NotImplementedError
 
     def input_dir(self) -> Path:
         """The first input folder."""
