@@ -46,7 +46,7 @@ class FidelityConfig:
 
     name: str = "model"  # file name of the result
     licence: str = "Apache-2.0"  # of the resulting weights
-    loss: Literal["l1", "mse"] = "l1"  # l1 is robust and sharper, mse has the higher PSNR where the input leaves much open
+    loss: Literal["l1", "mse", "psnr"] = "l1"  # see LOSSES: robust and sharp, the mean, the mean with every sample counting alike
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -98,6 +98,27 @@ def mse_loss(sr: Tensor, gt: Tensor) -> Tensor:
         [B] float32, 0 iff sr == gt.
     """
     return (sr.float() - gt.float()).square().flatten(1).mean(1)
+
+
+def psnr_loss(sr: Tensor, gt: Tensor) -> Tensor:
+    """Negative peak signal-to-noise ratio per sample, in dB.
+
+    L_i = 10 log10(mean_{c,y,x} (sr_i - gt_i)^2 + 1e-8)
+
+    Its gradient is that of the squared error divided by the sample's own error, so that a flat, lightly degraded sample counts as
+    much as a textured one under heavy noise: what the mean PSNR of a test set rewards.
+
+    Args:
+        sr: [B, C, H, W], range [0, 1], not clamped.
+        gt: the same shape.
+
+    Returns:
+        [B] float32, from -80 (sr == gt) up.
+    """
+    return 10 * (mse_loss(sr, gt) + 1e-8).log10()
+
+
+LOSSES = {"l1": l1_loss, "mse": mse_loss, "psnr": psnr_loss}
 
 
 def build_model(config: FidelityConfig) -> AnyBackbone:
@@ -157,7 +178,7 @@ def train(config: FidelityConfig, folder: str | Path, hooks: Hooks | None = None
                     batch = data.batch(loop.first_index(), config.run.batch_size).to(loop.device)
                     with loop.autocast():
                         sr = forward(backbone, loop.live["network"], batch.lq, config.model.scale)
-                    error = l1_loss(sr, batch.gt) if config.loss == "l1" else mse_loss(sr, batch.gt)
+                    error = LOSSES[config.loss](sr, batch.gt)
                     loop.backward("network", LossTerms({config.loss: error}), batch.names)
                 loop.update("network")
                 if loop.is_main and data.held_out and loop.is_due(config.run.validate_every):
