@@ -7,10 +7,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import check_image, did_you_mean
+from ..checks import check_image
 from ..images import pad_to_multiple
-from ..networks.compact import NETWORKS
-from ..weights import WeightsError, load_into, load_state_dict
+from ..networks import build_network
+from ..networks.official import describe_network, identify, is_autoencoder, read_official, srresnet_options
+from ..weights import WeightsError, load_into
 from .base import BackboneSpec, parameter_count
 
 # what spandrel's detectors raise for weights that only resemble an architecture
@@ -94,33 +95,46 @@ def build(architecture: str, options: dict[str, Any], name: str = "network", lic
     Raises:
         ValueError: unknown architecture, or options it does not take.
     """
-    if architecture not in NETWORKS:
-        raise ValueError(
-            f"architecture: expected one of ours, got {architecture!r}; {did_you_mean(architecture, list(NETWORKS))}"
-        )
-    try:
-        network = NETWORKS[architecture](**options)
-    except TypeError as error:
-        raise ValueError(f"options: {architecture} does not take them: {error}; compare with its docstring") from error
-    return NetworkBackbone(network, network.scale, name, licence=licence, architecture=architecture, options=options)
+    network: Any = build_network(architecture, options)
+    return NetworkBackbone(
+        network,
+        network.scale,
+        name,
+        size_multiple=network.size_multiple,
+        licence=licence,
+        architecture=architecture,
+        options=options,
+    )
 
 
 def load(path: Path, info: dict[str, Any]) -> NetworkBackbone:
     """Load our own file by its header, or any other file through spandrel, which detects the architecture.
 
     Raises:
-        WeightsError: damaged or unsafe file, weights that do not fit, or an architecture nobody here knows.
+        WeightsError: damaged or unsafe file, weights that do not fit, an auto-encoder, or an architecture nobody here knows.
     """
-    state = load_state_dict(path)
+    state = read_official(path)
+    if is_autoencoder(state):
+        raise WeightsError(
+            f"{path}: expected a super-resolution network, got {describe_network(state, info)}; it is for training losses "
+            "(load it with AESOP Auto-Encoder), give the file of a super-resolution network here"
+        )
     if info:
         backbone = build(
             info["architecture"], info["options"], str(info.get("name", path.stem)), str(info.get("licence", "unknown"))
         )
-        load_into(backbone.network, {name: tensor.float() for name, tensor in state.items()}, str(path))
+        load_into(backbone.network, _float32(state), str(path))
+    elif identify(state) == "srresnet":  # spandrel does not know it
+        backbone = build("srresnet", srresnet_options(state), path.stem, "unknown")
+        load_into(backbone.network, _float32(state), str(path))
     else:
         backbone = _from_spandrel(path, state)
     backbone.network.eval().requires_grad_(False)
     return backbone
+
+
+def _float32(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
 def _from_spandrel(path: Path, state: dict[str, Tensor]) -> NetworkBackbone:

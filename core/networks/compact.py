@@ -42,6 +42,7 @@ class LiteSR(nn.Module):
     def __init__(self, scale: int = 4, features: int = 64, blocks: int = 8) -> None:
         super().__init__()
         self.scale = check_positive_int(scale, "scale", high=8)
+        self.size_multiple = 1
         self.head = nn.Conv2d(3, features, 3, padding=1)
         self.body = nn.Sequential(*(ResidualBlock(features) for _ in range(blocks)), nn.Conv2d(features, features, 3, padding=1))
         self.tail = nn.Conv2d(features, 3 * scale * scale, 3, padding=1)
@@ -55,6 +56,3 @@ class LiteSR(nn.Module):
         # centred input: the features see values around zero whatever the exposure
         features = self.head(lq - 0.5)
         return base + F.pixel_shuffle(self.tail(features + self.body(features)), self.scale)
-
-
-NETWORKS = {"lite": LiteSR}  # what `architecture` in a weight file's header may say

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alignsr.core.networks.compact import NETWORKS
+from alignsr.core.networks import NETWORKS
 from alignsr.core.weights import save_weights
 
 NETWORK = {"fast": {"features": 8, "blocks": 1}, "slow": {"features": 64, "blocks": 16}}

@@ -33,7 +33,7 @@ class ModelConfig:
     """What is trained."""
 
     backbone: Literal["network", "pixel"] = "network"
-    architecture: str = "lite"  # of backbone "network": a name in core.networks.compact.NETWORKS
+    architecture: str = "lite"  # of backbone "network": a name in core.networks.NETWORKS
     scale: int = 4
     options: dict[str, Any] = field(default_factory=empty_table)  # keyword arguments of the network
     init: str = ""  # bundled model or weight file to start from; empty: random
