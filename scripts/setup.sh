@@ -1,7 +1,9 @@
 # Shared by quickstart.sh and test.sh; source it, then call `alignsr_setup EXTRAS`. Needs bash and Python 3.11 or newer.
 #
 # Makes a virtual environment (ALIGNSR_VENV, by default .venv in the repository), installs the package into it and leaves the
-# path of its Python in ALIGNSR_PYTHON. Where no NVIDIA GPU answers, torch and torchvision are held to the pair of constraints-cpu.txt.
+# path of its Python in ALIGNSR_PYTHON. Where no NVIDIA GPU answers, torch and torchvision are held to the pair of constraints-cpu.txt
+# and, on Linux, taken from PyTorch's own index of CPU builds, because the package index has only the CUDA build for Linux. When that
+# index cannot be reached, this is said and pip's own sources serve. ALIGNSR_TORCH_INDEX names another index; empty: none.
 # A second call changes nothing unless pyproject.toml or the constraints changed.
 
 alignsr_find_python() {
@@ -18,6 +20,20 @@ alignsr_find_python() {
 
 alignsr_has_gpu() {
   command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q '^GPU'
+}
+
+# The CPU builds of torch and torchvision, without their dependencies; failing is no error, the main installation gets what is missing.
+alignsr_cpu_torch() {
+  local constraints="$1" index="${ALIGNSR_TORCH_INDEX-https://download.pytorch.org/whl/cpu}" answer
+  if [ -z "$index" ] || [ "$(uname -s)" != Linux ]; then
+    return 0
+  fi
+  echo "No NVIDIA GPU found: taking the CPU build of torch from $index" >&2
+  if ! answer="$("$ALIGNSR_PYTHON" -m pip install --disable-pip-version-check --progress-bar off -qq --no-deps \
+    --retries 1 --timeout 15 --index-url "$index" -r "$constraints" 2>&1)"; then
+    echo "Got none there (${answer##*$'\n'})." >&2
+    echo "Going on with pip's own sources; from the package index that is the CUDA build: it works too, but takes several GB." >&2
+  fi
 }
 
 alignsr_setup() {
@@ -40,7 +56,11 @@ alignsr_setup() {
   if [ -e "$stamp" ]; then
     return 0
   fi
+  if [ -n "$constraints" ]; then
+    alignsr_cpu_torch "$constraints"
+  fi
   echo "Installing AlignSR${extras:+ with the extras $extras} (a few minutes the first time)" >&2
   "$ALIGNSR_PYTHON" -m pip install --disable-pip-version-check --progress-bar off -qq ${constraints:+-c "$constraints"} -e "$target" || return 1
+  "$ALIGNSR_PYTHON" -c 'import sys; from importlib.metadata import version; print("Installed, with torch", version("torch"), file=sys.stderr)' || return 1
   touch "$stamp"
 }

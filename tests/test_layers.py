@@ -48,10 +48,10 @@ class Import:
     line: int
 
 
-def sources() -> list[Path]:
-    """Every Python file that is part of the package, relative to the root."""
-    files = [path.relative_to(ROOT) for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
-    return files + [path.relative_to(ROOT) for path in sorted(ROOT.glob("*.py"))]
+def sources(root: Path = ROOT) -> list[Path]:
+    """Every Python file that is part of the package, relative to the root; a script that a user keeps in the root is none."""
+    files = [path.relative_to(root) for layer in LAYERS for path in sorted((root / layer).rglob("*.py"))]
+    return files + [Path(f"{name}.py") for name in MAY_IMPORT if (root / f"{name}.py").is_file()]
 
 
 def layer_of(path: Path) -> str:
@@ -157,6 +157,14 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
             if DISTRIBUTION_OF.get(name, name).lower() not in declared and COMES_WITH.get(name) not in declared:
                 missing.add(f"{name} ({path}:{found.line})")
     assert not missing, sorted(missing)
+
+
+def test_scripts_of_users_in_the_root_are_not_judged(tmp_path: Path) -> None:
+    (tmp_path / "core").mkdir()
+    for name in ("__init__.py", "my_example.py", "core/images.py"):
+        (tmp_path / name).write_text("import alignsr.core\n", encoding="utf-8")
+    assert sources(tmp_path) == [Path("core/images.py"), Path("__init__.py")]
+    assert {"__init__.py", "__main__.py"} <= {path.as_posix() for path in sources()}
 
 
 def test_the_walk_sees_what_it_should() -> None:

@@ -19,6 +19,7 @@ from paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CODE_FOLDERS = ("core", "train", "nodes", "runner", "cli")
+ROOT_FILES = ("__init__.py", "__main__.py")
 DATA_FOLDERS = ("core/assets", "configs", "web", "workflows")
 HEAVY = "diffusers transformers peft pyiqa torchvision comfy folder_paths spandrel timm accelerate skimage scipy matplotlib cv2"
 NOT_SOURCE = shutil.ignore_patterns(
@@ -38,9 +39,11 @@ def run(*command: str, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository in a folder whose name is no Python identifier."""
+    """A copy of the repository, without scripts that a user keeps in its root, in a folder whose name is no Python identifier."""
     target = tmp_path_factory.mktemp("copy") / "My-Align.SR"
     shutil.copytree(ROOT, target, ignore=NOT_SOURCE)
+    for path in set(target.glob("*.py")) - {target / name for name in ROOT_FILES}:
+        path.unlink()
     return target
 
 
@@ -87,6 +90,80 @@ def test_set_up_scripts_use_the_constraints_and_ci_runs_the_test_script() -> Non
         assert os.access(ROOT / script, os.X_OK)
 
 
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+  *"-m pip"*) echo "$*" >> "$CALLS" ;;
+  *) echo "Installed" >&2 ;;
+esac
+case "$*" in
+  *--index-url*) echo "WARNING: slow" >&2; echo "ERROR: no $ANSWER" >&2; exit "$ANSWER" ;;
+esac
+"""
+
+
+def set_up(folder: Path, *, answer: int = 0, gpu: bool = False, system: str = "Linux", **more: str) -> tuple[list[str], str]:
+    """`alignsr_setup dev` with an interpreter that only notes what it is asked: the calls of pip, and what the user reads."""
+    commands = {"venv/bin/python": FAKE_PYTHON, "path/uname": f"#!/bin/sh\necho {system}\n"}
+    commands["path/nvidia-smi"] = "#!/bin/sh\necho 'GPU 0: of a test'\n" if gpu else "#!/bin/sh\nexit 9\n"
+    for name, text in commands.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).chmod(0o755)
+    calls = folder / "calls"
+    calls.write_text("", encoding="utf-8")
+    environment = {"ALIGNSR_VENV": str(folder / "venv"), "CALLS": str(calls), "ANSWER": str(answer), **more}
+    environment["PATH"] = f"{folder / 'path'}{os.pathsep}{os.environ['PATH']}"
+    script = f". '{ROOT / 'scripts/setup.sh'}' && alignsr_setup dev 2>&1"
+    said = run("bash", "-c", script, cwd=folder, **environment)
+    return calls.read_text(encoding="utf-8").splitlines(), said
+
+
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="shell scripts")
+class TestSetUpScript:
+    """Where the setup scripts take torch from."""
+
+    def test_without_a_gpu_the_cpu_build_comes_first_and_a_second_call_does_nothing(self, tmp_path: Path) -> None:
+        calls, said = set_up(tmp_path)
+        assert len(calls) == 2
+        assert f"--no-deps --retries 1 --timeout 15 --index-url {CPU_INDEX} -r {ROOT / 'constraints-cpu.txt'}" in calls[0]
+        assert f"-c {ROOT / 'constraints-cpu.txt'} -e {ROOT}[dev]" in calls[1]
+        assert "--index-url" not in calls[1]
+        assert "several GB" not in said
+        assert set_up(tmp_path) == ([], "")
+
+    def test_an_index_out_of_reach_is_told_and_does_not_stop_the_set_up(self, tmp_path: Path) -> None:
+        calls, said = set_up(tmp_path, answer=1)
+        assert len(calls) == 2
+        assert "Got none there (ERROR: no 1)." in said
+        assert "CUDA build" in said
+        assert "several GB" in said
+
+    def test_with_a_gpu_nothing_is_held_back(self, tmp_path: Path) -> None:
+        calls, _ = set_up(tmp_path, gpu=True)
+        assert len(calls) == 1
+        assert "constraints" not in calls[0]
+
+    def test_elsewhere_the_package_index_has_cpu_builds(self, tmp_path: Path) -> None:
+        calls, _ = set_up(tmp_path, system="Darwin")
+        assert len(calls) == 1
+        assert "constraints-cpu.txt" in calls[0]
+
+    def test_the_index_can_be_chosen_or_left_out(self, tmp_path: Path) -> None:
+        assert (
+            "--index-url https://example.org/simple "
+            in set_up(tmp_path / "a", ALIGNSR_TORCH_INDEX="https://example.org/simple")[0][0]
+        )
+        assert len(set_up(tmp_path / "b", ALIGNSR_TORCH_INDEX="")[0]) == 1
+
+
+def test_readme_and_scripts_name_the_same_source_of_cpu_builds() -> None:
+    for name in ("README.md", "scripts/setup.sh", ".github/workflows/ci.yml"):
+        assert CPU_INDEX in (ROOT / name).read_text(encoding="utf-8")
+
+
 def test_the_python_example_of_the_readme_runs(tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     example = re.search(r"```python\n(.*?)```", text, re.DOTALL)
@@ -99,7 +176,7 @@ def test_the_python_example_of_the_readme_runs(tmp_path: Path) -> None:
 
 def test_wheel_holds_the_package_and_its_data_and_nothing_else(copy: Path, wheel: zipfile.ZipFile) -> None:
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    code = {path for folder in CODE_FOLDERS for path in (copy / folder).rglob("*.py")} | set(copy.glob("*.py"))
+    code = {path for folder in CODE_FOLDERS for path in (copy / folder).rglob("*.py")} | {copy / name for name in ROOT_FILES}
     data = {path for folder in DATA_FOLDERS for path in (copy / folder).rglob("*") if path.is_file()}
     expected = {f"alignsr/{path.relative_to(copy).as_posix()}" for path in code | data}
     assert names == expected
