@@ -19,6 +19,7 @@ from ...core.backbones import network as network_backbone
 from ...core.backbones.base import AnyBackbone, Backbone
 from ...core.backbones.pixel import PixelBackbone
 from ...core.images import crop_border, from_model_range, quantize_8bit, rgb_to_y, to_model_range
+from ...core.losses.pixel import l1_loss, mse_loss, psnr_loss
 from ...core.records import LossTerms
 from ...core.resize import bicubic
 from ...core.weights import find_model, load_into, load_state_dict, save_weights
@@ -68,54 +69,6 @@ class FidelityConfig:
                 f"data.gt_patch_px: expected a multiple of model.options.patch_px {patch}, got {self.data.gt_patch_px}; "
                 "change one"
             )
-
-
-def l1_loss(sr: Tensor, gt: Tensor) -> Tensor:
-    """Mean absolute error per sample.
-
-    L_i = mean_{c,y,x} |sr_i - gt_i|
-
-    Args:
-        sr: [B, C, H, W], range [0, 1], not clamped.
-        gt: the same shape.
-
-    Returns:
-        [B] float32, 0 iff sr == gt.
-    """
-    return (sr.float() - gt.float()).abs().flatten(1).mean(1)
-
-
-def mse_loss(sr: Tensor, gt: Tensor) -> Tensor:
-    """Mean squared error per sample.
-
-    L_i = mean_{c,y,x} (sr_i - gt_i)^2
-
-    Args:
-        sr: [B, C, H, W], range [0, 1], not clamped.
-        gt: the same shape.
-
-    Returns:
-        [B] float32, 0 iff sr == gt.
-    """
-    return (sr.float() - gt.float()).square().flatten(1).mean(1)
-
-
-def psnr_loss(sr: Tensor, gt: Tensor) -> Tensor:
-    """Negative peak signal-to-noise ratio per sample, in dB.
-
-    L_i = 10 log10(mean_{c,y,x} (sr_i - gt_i)^2 + 1e-8)
-
-    Its gradient is that of the squared error divided by the sample's own error, so that a flat, lightly degraded sample counts as
-    much as a textured one under heavy noise: what the mean PSNR of a test set rewards.
-
-    Args:
-        sr: [B, C, H, W], range [0, 1], not clamped.
-        gt: the same shape.
-
-    Returns:
-        [B] float32, from -80 (sr == gt) up.
-    """
-    return 10 * (mse_loss(sr, gt) + 1e-8).log10()
 
 
 LOSSES = {"l1": l1_loss, "mse": mse_loss, "psnr": psnr_loss}
