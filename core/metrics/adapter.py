@@ -5,12 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_finite, check_image, check_same_shape
+from ..checks import check_same_shape
 from ..compat import import_third_party
 from ..images import quantize_8bit, to_rgb
 from .files import missing_files
+from .inputs import check_picture
 from .offline import no_downloads
 from .spec import MetricSpec, MissingWeightsError
+
+SEED = 0
 
 
 def center_crop_to_multiple(image: Tensor, multiple: int) -> Tensor:
@@ -82,7 +85,7 @@ class LearnedMetric:
         return cls(spec, build_network(spec, device), device)
 
     def _prepare(self, image: Tensor, name: str, quantize: bool) -> Tensor:
-        check_finite(check_image(image, name), name)
+        check_picture(image, name)
         height, width = image.shape[-2:]
         if min(height, width) < self.spec.min_side_px:
             side = self.spec.min_side_px
@@ -93,9 +96,20 @@ class LearnedMetric:
         image = quantize_8bit(image) if quantize else image.clamp(0, 1)
         return center_crop_to_multiple(image, self.spec.size_multiple)
 
+    def _repeatable(self, chunk: list[Tensor]) -> Tensor:
+        """The network's answer under one seed: some versions of pyiqa draw MANIQA's 20 crops at random."""
+        random: Any = torch.random
+        is_cuda = self.device.type == "cuda"
+        with random.fork_rng(devices=[self.device] if is_cuda else []):
+            random.default_generator.manual_seed(SEED)  # not torch.manual_seed: that one reseeds every GPU as well
+            if is_cuda:
+                torch.cuda.manual_seed(SEED)
+            result: Tensor = self.network(*chunk)
+        return result
+
     @torch.no_grad()
     def __call__(self, sr: Tensor, gt: Tensor | None = None, *, quantize: bool = True) -> Tensor:
-        """Score a batch.
+        """Score a batch; the same batch always gets the same scores, and the global random state stays as it was.
 
         Args:
             sr: [B, C, H, W] float in [0, 1], C in (1, 3, 4); never changed, whatever the network does to its own input.
@@ -118,8 +132,7 @@ class LearnedMetric:
         for start in range(0, len(sr), size):
             # clones: A-FINE normalises what it is given in place, and every later metric would see that
             chunk = [image[start : start + size].to(self.device).clone() for image in images]
-            result: Tensor = self.network(*chunk)
-            parts.append(result.detach().reshape(-1).double().cpu())
+            parts.append(self._repeatable(chunk).detach().reshape(-1).double().cpu())
         scores = torch.cat(parts)
         if len(scores) != len(sr):
             raise RuntimeError(

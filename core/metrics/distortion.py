@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import check_finite, check_image, check_positive_int, check_same_shape
-from ..images import crop_border, quantize_8bit, rgb_to_y, to_float64, to_rgb
+from ..checks import check_image, check_positive_int, check_same_shape
+from ..images import crop_border, crop_to_multiple, quantize_8bit, rgb_to_y, to_float64, to_rgb
 from ..resize import imresize
+from .inputs import check_picture
 
 Channel = Literal["y", "rgb"]
 
@@ -24,8 +25,7 @@ SSIM_K1, SSIM_K2 = 0.01, 0.03
 
 def _prepare(image: Tensor, name: str, crop: int, channel: Channel, quantize: bool) -> Tensor:
     """Checked image -> what is compared: float64, 8-bit grid, border removed, Y or RGB."""
-    check_image(image, name)
-    check_finite(image, name)
+    check_picture(image, name)
     height, width = image.shape[-2:]
     if min(height, width) <= 2 * crop:
         raise ValueError(
@@ -55,14 +55,19 @@ def _psnr_of_prepared(a: Tensor, b: Tensor) -> Tensor:
     return -10.0 * torch.log10(mse + PSNR_EPS)
 
 
+def psnr_of_raw(a: Tensor, b: Tensor, *, crop: int) -> Tensor:
+    """PSNR on Y, in float64, of RGB tensors that are what they are: no range is asked for, nothing is clamped or rounded."""
+    return _psnr_of_prepared(*(rgb_to_y(crop_border(to_float64(x), crop)) for x in (a, b)))
+
+
 def psnr(sr: Tensor, gt: Tensor, *, crop: int, channel: Channel = "y", quantize: bool = True) -> Tensor:
     """Peak signal-to-noise ratio of each image, in dB.
 
         PSNR_i = 10 log10( 1 / (MSE_i + 1e-8) ),  MSE over the pixels (and colours, for "rgb") of image i in [0, 1]
 
     Args:
-        sr: restored image, [B, C, H, W] float, range [0, 1] (values outside are clamped), C in (1, 3, 4); grey counts as RGB,
-            alpha is left out.
+        sr: restored image, [B, C, H, W] float, range [0, 1] (an overshoot of up to 0.5 is clamped), C in (1, 3, 4); grey counts
+            as RGB, alpha is left out.
         gt: reference image, same size.
         crop: border in pixels removed on each side; the literature uses the upscale factor.
         channel: "y" compares Y = (65.481 R + 128.553 G + 24.966 B + 16) / 255, "rgb" all three colours.
@@ -72,7 +77,7 @@ def psnr(sr: Tensor, gt: Tensor, *, crop: int, channel: Channel = "y", quantize:
         [B] float64, higher is better, 80 for equal images (the eps caps it and costs 0.0038 dB at 49.45 dB).
 
     Raises:
-        ValueError: sizes differ, an image is not finite, or nothing is left after the crop.
+        ValueError: sizes differ, an image is not finite or not in [0, 1], or nothing is left after the crop.
     Source:
         Lee et al. (AESOP), official metrics/custom_psnr_ssim_pytorch.py, calculate_psnr_pytorch; the arithmetic before Y is
         float64 here too.
@@ -160,8 +165,8 @@ def lr_psnr(sr: Tensor, lq: Tensor, *, scale: int, crop: int = 1, channel: Chann
     Raises:
         ValueError: `sr` is not `scale` times `lq`, an image is not finite, or nothing is left after the crop.
     Source:
-        AESOP Table 9 names the metric without code or details; MATLAB bicubic in doubles, 8-bit SR, Y and one cropped input pixel
-        are our choice.
+        AESOP Tables 4 and 9 name the metric without code or details; MATLAB bicubic in doubles, 8-bit SR, Y and one cropped input
+        pixel are our choice (specification, section 5). `lr_psnr_crop0`, `lr_psnr_rgb` and `lr_psnr_rgb_crop0` are the others.
     """
     check_positive_int(scale, "scale")
     check_image(sr, "sr")
@@ -172,10 +177,30 @@ def lr_psnr(sr: Tensor, lq: Tensor, *, scale: int, crop: int = 1, channel: Chann
             f"sr: expected {expected[0]}x{expected[1]} ({scale} x lq), got {sr.shape[-2]}x{sr.shape[-1]}; "
             "pass the lq this image was made from"
         )
-    check_finite(sr, "sr")
+    check_picture(sr, "sr")
     small = to_float64(to_rgb(sr))
     small = imresize(quantize_8bit(small) if quantize else small, 1 / scale)
     a = _prepare(small, "sr", crop, channel, quantize=False)
     b = _prepare(lq, "lq", crop, channel, quantize)
     check_same_shape(a, b, "sr", "lq")
     return _psnr_of_prepared(a, b)
+
+
+def reference_input(gt: Tensor, scale: int) -> Tensor:
+    """The low-resolution input of a benchmark, made from its ground truth: what LR-PSNR compares with where no file is given.
+
+        lq = round8( imresize(round8(gt), 1/scale) ),  MATLAB's bicubic on doubles, as the sets' own files are made
+
+    Args:
+        gt: [B, C, H, W] float, range [0, 1]; rows and columns over a multiple of `scale` are cut off at the bottom and the right.
+        scale: upscale factor.
+
+    Returns:
+        [B, 3, H // scale, W // scale] float64 on the 8-bit grid.
+    Source:
+        AESOP specification, section 5; Set5 and Set14 files come from another form (`resize.imresize_uint8`), which differs from
+        this one by one grey level in 7 to 16 % of the values.
+    """
+    check_positive_int(scale, "scale")
+    check_picture(gt, "gt")
+    return quantize_8bit(imresize(quantize_8bit(to_float64(to_rgb(crop_to_multiple(gt, scale)))), 1 / scale))

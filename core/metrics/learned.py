@@ -61,7 +61,7 @@ _OWN_BACKBONE = {
 _UNIT = (0.0, 1.0)
 _AFINE_NOTE = "batch 1, sides in multiples of 32, overwrites its input; pyiqa and the paper call lower better"
 _QALIGN_NOTE = "a 7-billion-parameter vision-language model"
-_MANIQA_NOTE = "20 fixed crops of 224 px: deterministic, slow"
+_MANIQA_NOTE = "20 crops of 224 px at fixed places (a seed is set should pyiqa draw them): repeatable, slow"
 _FID_NOTE = "one number for two sets of images; needs hundreds of images to mean something"
 
 

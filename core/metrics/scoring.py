@@ -2,58 +2,21 @@
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
-from ..checks import check_finite, check_image, did_you_mean
-from ..images import quantize_8bit, to_float64, to_rgb
+from ..checks import did_you_mean
 from .adapter import LearnedMetric
-from .distortion import Channel, lr_psnr, psnr, ssim
+from .autoencoded import ImageAutoEncoder
 from .files import missing_files
 from .learned import LEARNED
+from .own import COMPUTE, NO_AUTOENCODER, OWN, Pictures
 from .ranking import reward
-from .spec import INF, MetricSpec, MissingWeightsError
+from .spec import MetricSpec, MissingWeightsError
 
-METRICS: dict[str, MetricSpec] = {
-    "psnr_y": MetricSpec(
-        "psnr_y", "PSNR (Y)", "distortion", True, (0.0, 80.0), "scale", "y", needs_reference=True, note="dB; 80 for equal images"
-    ),
-    "psnr_rgb": MetricSpec(
-        "psnr_rgb", "PSNR (RGB)", "distortion", True, (0.0, 80.0), "scale", "rgb", needs_reference=True, note="dB"
-    ),
-    "ssim_y": MetricSpec(
-        "ssim_y", "SSIM (Y)", "distortion", True, (-1.0, 1.0), "scale", "y", needs_reference=True, min_side_px=11
-    ),
-    "ssim_rgb": MetricSpec(
-        "ssim_rgb", "SSIM (RGB)", "distortion", True, (-1.0, 1.0), "scale", "rgb", needs_reference=True, min_side_px=11
-    ),
-    "lr_psnr": MetricSpec(
-        "lr_psnr",
-        "LR-PSNR",
-        "distortion",
-        True,
-        (0.0, 80.0),
-        "none",
-        "y",
-        needs_input=True,
-        note="dB, after downscaling; crops one input pixel",
-    ),
-    "lsd": MetricSpec(
-        "lsd",
-        "LSD",
-        "spectral",
-        False,
-        (0.0, INF),
-        "none",
-        "y",
-        needs_reference=True,
-        min_side_px=4,
-        note="dB between radial power spectra",
-    ),
-    **LEARNED,
-}
+METRICS: dict[str, MetricSpec] = {**OWN, **LEARNED}
 
 OnMetric = Callable[[int, int, str], None]
 
@@ -70,7 +33,7 @@ def spec_of(name: str) -> MetricSpec:
 
 
 def available(name: str) -> list[str]:
-    """What a metric lacks on this computer; looks at the disk only.
+    """What a metric lacks on this computer; looks at the disk only. AE-PSNR always lacks the auto-encoder that the caller brings.
 
     Args:
         name: key of METRICS.
@@ -82,7 +45,8 @@ def available(name: str) -> list[str]:
         >>> available("psnr_y")
         []
     """
-    return missing_files(spec_of(name))
+    spec = spec_of(name)
+    return [NO_AUTOENCODER] if spec.needs_autoencoder else missing_files(spec)
 
 
 def _crop(spec: MetricSpec, crop: int | None, scale: int | None) -> int:
@@ -97,47 +61,20 @@ def _crop(spec: MetricSpec, crop: int | None, scale: int | None) -> int:
     return scale
 
 
-@dataclass(frozen=True)
-class _Images:
-    """What one of our own metrics may look at; whoever calls has checked that the needed ones are there."""
+class ScoreOptions(TypedDict, total=False):
+    """What else a metric may be told; every function that scores takes these.
 
-    sr: Tensor
-    gt: Tensor | None
+    Attributes:
+        lq: low-resolution input [B, C, h, w], for metrics with `needs_input`. Default: none.
+        scale: upscale factor; metrics with crop "scale" leave out a border that wide. Default: none; they then need `crop`.
+        crop: border in pixels instead of `scale`, for the same metrics; the others see whole images.
+        quantize: round images to 8 bit first, the form in which published scores are computed. Default: True.
+    """
+
     lq: Tensor | None
     scale: int | None
-    crop: int
+    crop: int | None
     quantize: bool
-
-
-def _pairwise(metric: Callable[..., Tensor], channel: Channel) -> Callable[[_Images], Tensor]:
-    return lambda x: metric(x.sr, x.gt, crop=x.crop, channel=channel, quantize=x.quantize)
-
-
-def _lr_psnr(x: _Images) -> Tensor:
-    assert x.lq is not None
-    return lr_psnr(x.sr, x.lq, scale=x.scale or max(1, x.sr.shape[-2] // x.lq.shape[-2]), quantize=x.quantize)
-
-
-def _lsd(x: _Images) -> Tensor:
-    from ..spectral import log_spectral_distance
-
-    assert x.gt is not None
-    return log_spectral_distance(_rgb(x.sr, "sr", x.quantize), _rgb(x.gt, "gt", x.quantize))
-
-
-def _rgb(image: Tensor, name: str, quantize: bool) -> Tensor:
-    rgb = to_float64(to_rgb(check_finite(check_image(image, name), name)))
-    return quantize_8bit(rgb) if quantize else rgb
-
-
-_OWN: dict[str, Callable[[_Images], Tensor]] = {
-    "psnr_y": _pairwise(psnr, "y"),
-    "psnr_rgb": _pairwise(psnr, "rgb"),
-    "ssim_y": _pairwise(ssim, "y"),
-    "ssim_rgb": _pairwise(ssim, "rgb"),
-    "lr_psnr": _lr_psnr,
-    "lsd": _lsd,
-}
 
 
 class Scorer:
@@ -146,32 +83,41 @@ class Scorer:
     Args:
         name: key of METRICS, not a set metric.
         device: where learned metrics run; our own run where the images are.
+        autoencoder: for AE-PSNR; in eval mode, on the device where it is to run.
 
     Raises:
         ValueError: unknown name or a set metric.
-        MissingWeightsError: a learned metric's files are not on disk.
+        MissingWeightsError: a learned metric's files are not on disk, or there is no auto-encoder for AE-PSNR.
     """
 
-    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
+    def __init__(self, name: str, device: torch.device | str = "cpu", *, autoencoder: ImageAutoEncoder | None = None) -> None:
         self.spec = spec_of(name)
+        if self.spec.needs_autoencoder and autoencoder is None:
+            raise MissingWeightsError(name, [NO_AUTOENCODER])
+        self._autoencoder = autoencoder
         if self.spec.kind == "set":
             raise ValueError(
                 f"metric: expected a metric of single images, got {name!r}; use evaluate_pairs or SetDistance for sets"
             )
         self._learned = LearnedMetric.load(self.spec, device) if self.spec.kind == "learned" else None
 
-    def __call__(
-        self,
-        sr: Tensor,
-        gt: Tensor | None = None,
-        *,
-        lq: Tensor | None = None,
-        scale: int | None = None,
-        crop: int | None = None,
-        quantize: bool = True,
-    ) -> Tensor:
-        """Score a batch; arguments as in `score`."""
-        spec = self.spec
+    def __call__(self, sr: Tensor, gt: Tensor | None = None, **options: Unpack[ScoreOptions]) -> Tensor:
+        """Score each image of a batch.
+
+        Args:
+            sr: restored images, [B, C, H, W] float in [0, 1], C in (1, 3, 4): grey counts as RGB, alpha is left out. Never
+                changed. An overshoot of up to 0.5 counts as clamped; values farther out (0..255, -1..1) are refused.
+            gt: reference of the same size, for metrics with `needs_reference`.
+            options: see ScoreOptions.
+
+        Returns:
+            [B] float64 on the CPU; direction and range in METRICS[name].
+
+        Raises:
+            ValueError: missing or misshaped input, or not in [0, 1].
+        """
+        spec, lq, scale = self.spec, options.get("lq"), options.get("scale")
+        quantize = options.get("quantize", True)
         if spec.needs_reference and gt is None:
             raise ValueError(f"gt: expected a reference image for {spec.name}, got None; pass gt or choose a no-reference metric")
         if self._learned is not None:
@@ -179,7 +125,8 @@ class Scorer:
         if spec.needs_input and lq is None:
             raise ValueError(f"lq: expected the low-resolution input for {spec.name}, got None; pass lq")
         with torch.no_grad():
-            return _OWN[spec.name](_Images(sr, gt, lq, scale, _crop(spec, crop, scale), quantize)).double().cpu()
+            crop = _crop(spec, options.get("crop"), scale)
+            return COMPUTE[spec.name](Pictures(sr, gt, lq, scale, crop, quantize, self._autoencoder)).double().cpu()
 
 
 def score(
@@ -187,26 +134,11 @@ def score(
     sr: Tensor,
     gt: Tensor | None = None,
     *,
-    lq: Tensor | None = None,
-    scale: int | None = None,
-    crop: int | None = None,
-    quantize: bool = True,
     device: torch.device | str = "cpu",
+    autoencoder: ImageAutoEncoder | None = None,
+    **options: Unpack[ScoreOptions],
 ) -> Tensor:
-    """Score each image of a batch with one metric.
-
-    Args:
-        name: key of METRICS.
-        sr: restored images, [B, C, H, W] float in [0, 1], C in (1, 3, 4): grey counts as RGB, alpha is left out. Never changed.
-        gt: reference of the same size, for metrics with `needs_reference`.
-        lq: low-resolution input, for metrics with `needs_input`.
-        scale: upscale factor; metrics with crop "scale" leave out a border that wide.
-        crop: border in pixels instead of `scale`, for the same metrics; the others see whole images.
-        quantize: round images to 8 bit first, the form in which published scores are computed.
-        device: where learned metrics run.
-
-    Returns:
-        [B] float64 on the CPU; direction and range in METRICS[name].
+    """Score each image of a batch with one metric: `Scorer(name, device, autoencoder)(sr, gt, **options)`, which says the rest.
 
     Raises:
         ValueError: unknown name, missing or misshaped input.
@@ -217,12 +149,12 @@ def score(
         >>> score("psnr_y", grey, grey, scale=4).tolist()
         [80.0, 80.0]
     """
-    return Scorer(name, device)(sr, gt, lq=lq, scale=scale, crop=crop, quantize=quantize)
+    return Scorer(name, device, autoencoder=autoencoder)(sr, gt, **options)
 
 
-def require_available(names: Sequence[str]) -> None:
+def require_available(names: Sequence[str], *, has_autoencoder: bool = False) -> None:
     """Raise one MissingWeightsError for all metrics that cannot run, before any of them is loaded."""
-    lacking = {name: available(name) for name in names}
+    lacking = {name: available(name) for name in names if not (has_autoencoder and spec_of(name).needs_autoencoder)}
     lacking = {name: lines for name, lines in lacking.items() if lines}
     if lacking:
         unique = dict.fromkeys(line for lines in lacking.values() for line in lines)
@@ -234,24 +166,20 @@ def score_many(
     sr: Tensor,
     gt: Tensor | None = None,
     *,
-    lq: Tensor | None = None,
-    scale: int | None = None,
-    crop: int | None = None,
-    quantize: bool = True,
     device: torch.device | str = "cpu",
+    autoencoder: ImageAutoEncoder | None = None,
     on_metric: OnMetric | None = None,
+    **options: Unpack[ScoreOptions],
 ) -> dict[str, Tensor]:
-    """Score each image of a batch with several metrics, one of them in memory at a time.
+    """Score each image of a batch with several metrics as `score` does with one, one of them in memory at a time.
 
     Args:
         names: keys of METRICS.
-        sr: restored images, [B, C, H, W]; the rest as in `score`.
+        sr: as in `Scorer.__call__`, like `gt` and `options`.
         gt: reference.
-        lq: low-resolution input.
-        scale: upscale factor.
-        crop: border in pixels instead of `scale`.
-        quantize: round to 8 bit first.
-        device: where learned metrics run.
+        device: as in `Scorer`, like `autoencoder`.
+        autoencoder: for AE-PSNR.
+        options: see ScoreOptions.
         on_metric: called before each metric with (number done, number in all, name); an exception it raises ends the work.
 
     Returns:
@@ -261,12 +189,12 @@ def score_many(
         MissingWeightsError: at least one metric cannot run; raised before the first is computed and names all files of all
             metrics.
     """
-    require_available(names)
+    require_available(names, has_autoencoder=autoencoder is not None)
     result: dict[str, Tensor] = {}
     for index, name in enumerate(names):
         if on_metric is not None:
             on_metric(index, len(names), name)
-        result[name] = score(name, sr, gt, lq=lq, scale=scale, crop=crop, quantize=quantize, device=device)
+        result[name] = score(name, sr, gt, device=device, autoencoder=autoencoder, **options)
         if METRICS[name].kind == "learned":
             gc.collect()
             if torch.device(device).type == "cuda":

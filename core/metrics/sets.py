@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import check_finite, check_image
 from ..images import quantize_8bit, to_rgb
 from .adapter import build_network
 from .files import missing_files
+from .inputs import check_picture
 from .spec import MetricSpec, MissingWeightsError
 
 PATCH_PX = 299
@@ -116,7 +116,7 @@ class SetDistance:
 
     @torch.no_grad()
     def _extract(self, image: Tensor, name: str) -> Tensor:
-        check_finite(check_image(image, name), name)
+        check_picture(image, name)
         image = quantize_8bit(to_rgb(image).float()).to(self.device)
         if self.spec.name == "pfid":
             image = patches(image)

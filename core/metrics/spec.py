@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["distortion", "spectral", "learned", "set"]
+Kind = Literal["distortion", "spectral", "autoencoded", "learned", "set"]
 Folder = Literal["pyiqa", "checkpoints", "clip", "home_clip", "hub"]
 
 PYIQA_LICENCE = "PolyForm-Noncommercial-1.0.0 (pyiqa); the weights have licences of their own"
@@ -36,13 +36,15 @@ class MetricSpec:
     Attributes:
         name: our name, the key in METRICS.
         title: name for tables, as the papers write it.
-        kind: "distortion" and "spectral" are ours and need no weights, "learned" wraps pyiqa, "set" compares two sets of images.
+        kind: "distortion" and "spectral" are ours and need no weights, "autoencoded" is ours and needs an auto-encoder that the
+            caller names, "learned" wraps pyiqa, "set" compares two sets of images.
         higher_is_better: direction.
         range: (low, high) of possible or, for learned metrics, usual scores; infinities where open.
         crop: "scale" removes a border as wide as the upscale factor before comparing, "none" compares whole images.
         channel: "y" or "rgb".
         needs_reference: compares with the ground truth `gt`.
         needs_input: compares with the low-resolution input `lq`.
+        needs_autoencoder: compares what an auto-encoder keeps of the images; the caller brings it.
         pyiqa_name: name for pyiqa.create_metric, "" for our own.
         options: keyword arguments for pyiqa.create_metric beyond its defaults.
         weights: files it reads.
@@ -65,6 +67,7 @@ class MetricSpec:
     channel: Literal["y", "rgb"] = "rgb"
     needs_reference: bool = False
     needs_input: bool = False
+    needs_autoencoder: bool = False
     pyiqa_name: str = ""
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     weights: tuple[WeightFile, ...] = ()

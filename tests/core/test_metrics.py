@@ -245,8 +245,11 @@ def test_facts_of_every_metric(name: str) -> None:
     assert spec.min_side_px % spec.size_multiple == 0 or spec.size_multiple == 1
     assert bool(spec.weights) == bool(spec.pyiqa_name) == (spec.kind in ("learned", "set"))
     assert not (spec.in_reward and spec.kind != "learned")
-    assert (spec.licence == "Apache-2.0") == (spec.kind in ("distortion", "spectral"))
-    if not spec.weights:
+    assert (spec.licence == "Apache-2.0") == (spec.kind in ("distortion", "spectral", "autoencoded"))
+    assert spec.needs_autoencoder == (spec.kind == "autoencoded")
+    if spec.needs_autoencoder:
+        assert "--autoencoder" in available(name)[0]
+    elif not spec.weights:
         assert available(name) == []
     for file in spec.weights:
         assert file.names
