@@ -158,8 +158,8 @@ def lean(module: M) -> M:
 
     Convolutions keep their weight, LeakyReLU and ReLU a byte per value, 2x2 max pooling a byte per cell; sums, scaling by a
     number, concatenation, nearest enlargement and pixel shuffles need nothing. Values are the same, the gradient is up to the
-    order of sums. A layer whose parameters are trainable is left as it is, as is every other kind of layer. Works under autocast (the
-    gradient is computed in the precision of the forward pass) and inside and around `torch.utils.checkpoint`.
+    order of sums. A layer whose parameters are trainable is left as it is, as is every other kind of layer. Works under autocast
+    (the gradient is computed in the precision of the forward pass) and inside and around `torch.utils.checkpoint`.
 
     Args:
         module: any module tree of `nn` layers; it is not changed. Functional activations inside its own classes stay plain.

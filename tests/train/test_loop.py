@@ -190,7 +190,7 @@ def test_nan_in_a_term_names_step_term_and_samples_and_keeps_finished_steps(pict
         calls.append(1)
         return original(sr, gt) * (float("nan") if len(calls) == 3 else 1.0)
 
-    monkeypatch.setattr(fidelity, "l1_loss", poisoned)
+    monkeypatch.setitem(fidelity.LOSSES, "l1", poisoned)
     with pytest.raises(NonFiniteError, match=r"step 3: term l1 is not finite for picture_\d\.png"):
         fidelity.train(tiny("tiny-lite-x4", pictures, **SIX), tmp_path / "run")
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["state-00000002.safetensors"]
