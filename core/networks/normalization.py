@@ -1,11 +1,16 @@
 """Batch normalisation whose statistics are those of all processes together, and spectral normalisation; no hooks."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def world_size() -> int:
+    """How many processes take part; 1 when torch.distributed is not in use."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -24,9 +29,21 @@ class _SumOverProcesses(torch.autograd.Function):
         return total
 
 
-def world_size() -> int:
-    """How many processes take part; 1 when torch.distributed is not in use."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+def sum_over_processes(x: Tensor) -> Tensor:
+    """The sum of the same tensor of every process, differentiable: backward sums the gradients of all processes.
+
+    With gradients averaged over processes, as DistributedDataParallel does, a loss that is a mean over processes' batches then
+    has the gradient that one process with all samples would see. Every process must call it, in the same order.
+
+    Args:
+        x: any shape, the same in all processes.
+
+    Returns:
+        The same shape; `x` itself in a single process.
+    """
+    if world_size() == 1:
+        return x
+    return cast(Tensor, _SumOverProcesses.apply(x))
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -49,8 +66,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         SyncBatchNorm, which refuses the CPU.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # the base class names it so
         """Normalise; see the class."""
+        x = input
         if not self.training:
             return super().forward(x)
         processes = world_size()
@@ -66,12 +84,11 @@ class BatchNorm2d(nn.BatchNorm2d):
         with torch.autocast(x.device.type, enabled=False):
             values = x if x.dtype == torch.float64 else x.float()
             count = values.new_tensor([values.numel() // values.shape[1]])
-            sums: Tensor = _SumOverProcesses.apply(torch.cat((values.sum(axes), count)))  # pyright: ignore[reportAssignmentType]
+            sums = sum_over_processes(torch.cat((values.sum(axes), count)))
             count = sums[-1].detach()
             mean = sums[:-1] / count
             centred = values - mean.view(1, -1, 1, 1)
-            squares: Tensor = _SumOverProcesses.apply(centred.square().sum(axes))  # pyright: ignore[reportAssignmentType]
-            variance = squares / count
+            variance = sum_over_processes(centred.square().sum(axes)) / count
             self._track(mean.detach(), variance.detach() * (count / (count - 1)))
             gain = self.weight.to(values) * torch.rsqrt(variance + self.eps)
             return (centred * gain.view(1, -1, 1, 1) + self.bias.to(values).view(1, -1, 1, 1)).to(x.dtype)

@@ -1,9 +1,11 @@
 """RRDBNet: the residual-in-residual dense network of ESRGAN, BSRGAN, Real-ESRGAN and AESOP, with their parameter names."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]  # its function is untyped
 
 from ..checks import check_image, check_positive_int
 
@@ -137,5 +139,5 @@ class RRDBNet(nn.Module):
             return self.body(x)
         for block in self.body:
             # nothing in a block is random, so no generator state needs keeping
-            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            x = cast(Tensor, checkpoint(block, x, use_reentrant=False, preserve_rng_state=False))
         return x
