@@ -5,7 +5,8 @@ input, a max pooling only which of its cells won. torch keeps the full input of 
 """
 
 import copy
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,6 @@ class _Convolution(torch.autograd.Function):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
@@ -56,7 +56,6 @@ class _LeakyReLU(torch.autograd.Function):
         return F.leaky_relu(x, slope)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
         (positive,) = ctx.saved_tensors
         return torch.where(positive, grads[0], grads[0] * ctx.slope), None, None
@@ -74,7 +73,6 @@ class _MaxPool2x2(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Tensor:
         (winner,) = ctx.saved_tensors
         height, width = winner.shape[-2] * 2, winner.shape[-1] * 2
@@ -95,8 +93,9 @@ class _LeanConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         if not _needs_only_x(input, self.weight, self.bias) or self.padding_mode != "zeros" or isinstance(self.padding, str):
             return super().forward(input)
-        result: Any = _Convolution.apply(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-        return result
+        return cast(
+            Tensor, _Convolution.apply(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        )
 
 
 class _LeanLeakyReLU(nn.LeakyReLU):
@@ -105,8 +104,7 @@ class _LeanLeakyReLU(nn.LeakyReLU):
     def forward(self, input: Tensor) -> Tensor:
         if not _needs_only_x(input) or self.negative_slope < 0:
             return super().forward(input)
-        result: Any = _LeakyReLU.apply(input, self.negative_slope, self.inplace)
-        return result
+        return cast(Tensor, _LeakyReLU.apply(input, self.negative_slope, self.inplace))
 
 
 class _LeanReLU(nn.ReLU):
@@ -115,8 +113,7 @@ class _LeanReLU(nn.ReLU):
     def forward(self, input: Tensor) -> Tensor:
         if not _needs_only_x(input):
             return super().forward(input)
-        result: Any = _LeakyReLU.apply(input, 0.0, self.inplace)
-        return result
+        return cast(Tensor, _LeakyReLU.apply(input, 0.0, self.inplace))
 
 
 class _LeanMaxPool2d(nn.MaxPool2d):
@@ -126,9 +123,8 @@ class _LeanMaxPool2d(nn.MaxPool2d):
         plain = self.padding in (0, (0, 0)) and self.dilation in (1, (1, 1)) and not self.ceil_mode and not self.return_indices
         cells = self.kernel_size in (2, (2, 2)) and self.stride in (2, (2, 2))
         if not (_needs_only_x(input) and plain and cells):
-            return super().forward(input)
-        result: Any = _MaxPool2x2.apply(input)
-        return result
+            return cast(Tensor, super().forward(input))
+        return cast(Tensor, _MaxPool2x2.apply(input))
 
 
 _LEAN: dict[type[nn.Module], type[nn.Module]] = {
@@ -146,11 +142,13 @@ class _AlwaysEval(nn.Module):
         return super().train(False)
 
 
-def _twin(module: nn.Module) -> nn.Module:
-    twin = copy.copy(module)  # parameters and buffers stay the same objects
-    twin.__dict__["_modules"] = {name: None if child is None else _twin(child) for name, child in module.named_children()}
-    twin.__class__ = _LEAN.get(type(module), type(module))
-    return twin
+def _twin(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    if module not in done:
+        twin = done[module] = copy.copy(module)  # parameters and buffers stay the same objects
+        children: dict[str, nn.Module | None] = module.__dict__["_modules"]
+        twin.__dict__["_modules"] = {name: None if child is None else _twin(child, done) for name, child in children.items()}
+        twin.__class__ = _LEAN.get(type(module), type(module))
+    return done[module]
 
 
 def lean(module: M) -> M:
@@ -166,7 +164,7 @@ def lean(module: M) -> M:
 
     Returns:
         A module of the same class (a subclass of it) on the same parameters, in eval mode for good: `train()` on it or on its
-        owner leaves it so. Its gradient cannot be differentiated again.
+        owner leaves it so.
 
     Source:
         Specification aesop.md section 8.1: 252 MB per 128-px patch for AE(SR) as released.
@@ -178,14 +176,14 @@ def lean(module: M) -> M:
         >>> image.grad.shape
         torch.Size([1, 3, 5, 5])
     """
-    twin = _twin(module)
+    twin = _twin(module, {})
     kind = type(twin)
     twin.__class__ = type(f"Lean{kind.__name__}", (_AlwaysEval, kind), {})
     twin.eval()
     return twin  # pyright: ignore[reportReturnType]  # its class is a subclass of the module's
 
 
-def eager_gradient(values: Any, sr: Tensor) -> Tensor:
+def eager_gradient(values: Callable[[Tensor], Tensor], sr: Tensor) -> Tensor:
     """A per-sample loss whose gradient is computed at once, so that nothing of its graph outlives the call.
 
         v = values(sr);   kept for the backward pass: d sum_i v_i / d sr, as large as sr itself
@@ -201,8 +199,7 @@ def eager_gradient(values: Any, sr: Tensor) -> Tensor:
     """
     if not (torch.is_grad_enabled() and sr.requires_grad):
         return values(sr)
-    result: Any = _Eager.apply(sr, values)
-    return result
+    return cast(Tensor, _Eager.apply(sr, values))
 
 
 class _Eager(torch.autograd.Function):
@@ -217,7 +214,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]  # decorated
         (grad,) = ctx.saved_tensors
         weights = grads[0].to(grad.dtype).reshape(-1, *(1,) * (grad.ndim - 1))
         return weights * grad, None

@@ -1,12 +1,13 @@
 """Adversarial losses on logits: plain and relativistic average, for the generator and for the discriminator."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..networks.normalization import sum_over_processes, world_size
 from .precision import at_least_float32, per_sample
 
 Mean = Callable[[Tensor], Tensor]  # logits of this process -> their mean, a scalar
@@ -134,22 +135,6 @@ def plain_critic_loss(fake: Tensor, real: Tensor) -> CriticTerms:
     return CriticTerms(per_sample(_says_real(real)), per_sample(_says_fake(fake)))
 
 
-class _SumOverProcesses(torch.autograd.Function):
-    """All-reduce whose gradient is the all-reduce of the gradients: every process's loss depends on every process's input."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        torch.distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Tensor:
-        total = grads[0].contiguous().clone()
-        torch.distributed.all_reduce(total)
-        return total
-
-
 def mean_over_processes(x: Tensor) -> Tensor:
     """Mean of equally many values in every process of the default group, differentiable; the plain mean in a single process.
 
@@ -158,7 +143,4 @@ def mean_over_processes(x: Tensor) -> Tensor:
     With it, N processes whose gradients are averaged do what one does with N times the batch. All processes must call it, and
     the backward pass, alike.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return x.mean()
-    total: Tensor = _SumOverProcesses.apply(x.mean())  # pyright: ignore[reportAssignmentType]  # apply is untyped
-    return total / torch.distributed.get_world_size()
+    return sum_over_processes(x.mean()) / world_size()
