@@ -27,6 +27,8 @@ class BackboneSpec:
         bytes_per_pixel: rough activation memory per input-grid pixel at inference, for choosing tiles.
         parameters: parameter count.
         licence: SPDX name or the licence's own name, of the weights.
+        token_px: side in pixels of what becomes one token of a transformer; 0 where that means nothing.
+        files: what the model is made of on disk and where each comes from, for messages and help pages.
     """
 
     name: str
@@ -42,6 +44,16 @@ class BackboneSpec:
     bytes_per_pixel: int
     parameters: int
     licence: str
+    token_px: int = 0
+    files: tuple[str, ...] = ()
+
+    def tokens(self, height: int, width: int) -> int:
+        """Image tokens of a tile of that size on the model's input grid; 0 for models without tokens."""
+        return (height // self.token_px) * (width // self.token_px) if self.token_px else 0
+
+    def tile_bytes(self, tile_px: int, bytes_per_parameter: float = 2.0) -> int:
+        """Memory that weights and the activations of one square tile need together, a rough upper value."""
+        return int(self.parameters * bytes_per_parameter) + self.bytes_per_pixel * tile_px**2
 
 
 @runtime_checkable
