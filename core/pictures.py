@@ -25,9 +25,9 @@ from .drawing import (
     text_width,
     write,
 )
-from .plots import Points, curves, spectra
+from .plots import Points, curves, scatter, spectra
 
-__all__ = ["Points", "contact_sheet", "curves", "difference", "side_by_side", "spectra", "table", "thumbnail"]
+__all__ = ["Points", "contact_sheet", "curves", "difference", "scatter", "side_by_side", "spectra", "table", "thumbnail"]
 
 _GAP, _MARGIN, _LABEL = 12, 16, 17
 

@@ -1,4 +1,4 @@
-"""Plots over an axis: loss curves and radial spectra, drawn by matplotlib without its global state."""
+"""Plots: loss curves, radial spectra, methods in a plane; drawn by matplotlib without its global state."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -132,3 +132,81 @@ def spectra(
     axes.grid(alpha=0.25)
     axes.legend(loc="upper right", fontsize=9)
     return _to_image(figure)
+
+
+def scatter(
+    points: Mapping[str, tuple[float, float]],
+    *,
+    published: Mapping[str, tuple[float, float]] | None = None,
+    x_label: str,
+    y_label: str,
+    better: tuple[bool, bool] = (True, False),
+    title: str = "",
+) -> Image.Image:
+    """Methods as points in a plane: ours as named discs, published ones as numbered hollow diamonds with a key at the side.
+
+    Args:
+        points: method -> (x, y), as measured.
+        published: method -> (x, y), as printed in a paper.
+        x_label: of the horizontal axis; the direction that is better is added.
+        y_label: of the vertical axis, likewise.
+        better: is more better on the horizontal and on the vertical axis?
+        title: above the picture.
+
+    Returns:
+        900x600 RGB picture, 1150x600 with published points.
+
+    Raises:
+        ValueError: no point at all.
+    """
+    printed = published or {}
+    if not points and not printed:
+        raise ValueError("points: expected at least one method with both scores, got none; choose other metrics")
+    figure, axes = _figure(11.5 if printed else 9, 6)
+    for index, (x, y) in enumerate(points.values()):
+        axes.plot([x], [y], "o", color=f"C{index}", markersize=9, zorder=3)
+    numbered = {str(number): place for number, place in enumerate(printed.values(), start=1)}
+    for number, name in zip(numbered, printed, strict=True):
+        axes.plot([numbered[number][0]], [numbered[number][1]], "D", color="0.45", fillstyle="none", label=f"{number}  {name}")
+    axes.margins(0.15)
+    arrows = ["\u2192" if better[0] else "\u2190", "\u2191" if better[1] else "\u2193"]
+    axes.set_xlabel(f"{x_label}   ({arrows[0]} better)")
+    axes.set_ylabel(f"{y_label}   ({arrows[1]} better)")
+    axes.set_title(title)
+    axes.grid(alpha=0.25)
+    axes.ticklabel_format(useOffset=False)
+    if printed:
+        key: dict[str, Any] = {"title": "published, not measured here", "handlelength": 1, "frameon": False}
+        figure.legend(loc="outside right upper", fontsize=9, title_fontsize=9, alignment="left", **key)
+    _name_points(figure, axes, points, numbered)
+    return _to_image(figure)
+
+
+def _name_points(
+    figure: Any, axes: Any, strong: Mapping[str, tuple[float, float]], weak: Mapping[str, tuple[float, float]]
+) -> None:
+    """Write each name beside its point, at the one of eight places that covers least of other points and names."""
+    figure.draw_without_rendering()
+    places = [axes.transData.transform(place) for place in (*strong.values(), *weak.values())]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
+    inside = axes.get_window_extent().extents
+    sides = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+    for index, (name, (x, y)) in enumerate(zip((*strong, *weak), places, strict=True)):
+        look: dict[str, Any] = {"fontsize": 10, "color": "0.1"} if index < len(strong) else {"fontsize": 8, "color": "0.35"}
+        tried: list[tuple[float, int, Any, Sequence[float]]] = []
+        for order, (across, up) in enumerate(sides):
+            reach = 9 if across and up else 11
+            align = {"ha": ("right", "center", "left")[across + 1], "va": ("top", "center_baseline", "bottom")[up + 1]}
+            text = axes.text(x + across * reach, y + up * reach, name, transform=None, **align, **look)
+            box: Sequence[float] = text.get_window_extent().extents
+            hidden = (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, inside)
+            tried.append((hidden + sum(_overlap(box, other) for other in taken), order, text, box))
+        tried.sort(key=lambda attempt: attempt[:2])
+        for _, _, text, _ in tried[1:]:
+            text.remove()
+        taken.append((tried[0][3][0], tried[0][3][1], tried[0][3][2], tried[0][3][3]))
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Area that two boxes (left, bottom, right, top) share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

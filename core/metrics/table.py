@@ -35,6 +35,7 @@ class Table:
         sets: scores of the whole set (FID), metric name -> score.
         missing: metric name -> why it has no score at all.
         problems: one sentence per score or image that is not as it should be.
+        remarks: how scores were made where there is a choice.
         scale: upscale factor.
         crop: border left out by PSNR and SSIM, in pixels.
         title: name of the run.
@@ -46,6 +47,7 @@ class Table:
     sets: Mapping[str, float] = field(default_factory=dict[str, float])
     missing: Mapping[str, str] = field(default_factory=dict[str, str])
     problems: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     scale: int = 4
     crop: int = 4
     title: str = ""
@@ -69,13 +71,14 @@ class Table:
         return result
 
     def notes(self) -> list[str]:
-        """What a reader must know besides the numbers: missing metrics, problems, scores that are not finite, an early stop."""
+        """What a reader must know besides the numbers: missing metrics, problems, choices made, an early stop."""
         lines = [f"missing: {name}: {reason}" for name, reason in self.missing.items()]
         for row in self.rows:
             bad = [f"{name} = {value}" for name, value in row.values.items() if not math.isfinite(value)]
             if bad:
                 lines.append(f"not finite (left out of the mean): {row.name}: {', '.join(bad)}")
         lines += [f"problem: {problem}" for problem in self.problems]
+        lines += [f"note: {remark}" for remark in self.remarks]
         if not self.complete:
             lines.append(f"stopped after {len(self.rows)} images")
         return lines
@@ -95,8 +98,10 @@ class Table:
                 }
                 for name in self.metrics
             },
-            "mean": {name: _plain(value) for name, value in self.mean().items()},
-            "images": [{"name": row.name, "scores": {name: _plain(x) for name, x in row.values.items()}} for row in self.rows],
+            "mean": {name: plain_number(value) for name, value in self.mean().items()},
+            "images": [
+                {"name": row.name, "scores": {name: plain_number(x) for name, x in row.values.items()}} for row in self.rows
+            ],
             "notes": self.notes(),
         }
 
@@ -123,31 +128,35 @@ class Table:
         """A Markdown table (`^` higher is better, `v` lower is better), the mean in bold, notes as a list below."""
         header, *body = self._cells()
         body[-1] = [f"**{cell}**" if cell else "" for cell in body[-1]]
-        lines = [f"### {_escape(self.title)}", ""] if self.title else []
-        lines += [_markdown_row(header), "|---|" + "---:|" * (len(header) - 1), *map(_markdown_row, body)]
-        notes = self.notes()
-        if notes:
-            lines += ["", *(f"- {_escape(note)}" for note in notes)]
-        return "\n".join(lines) + "\n"
+        lines = [f"### {escape(self.title)}", ""] if self.title else []
+        return "\n".join([*lines, *markdown_lines([header, *body], self.notes())]) + "\n"
 
     def to_text(self) -> str:
         """The table for a terminal: aligned columns, plain ASCII rules, notes below."""
-        cells = self._cells()
-        widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-
-        def line(parts: list[str]) -> str:
-            first, *rest = parts
-            return "  ".join(
-                [first.ljust(widths[0]), *(part.rjust(width) for part, width in zip(rest, widths[1:], strict=True))]
-            ).rstrip()
-
-        lines = [self.title] if self.title else []
-        lines += [line(cells[0]), rule, *(line(row) for row in cells[1:-1]), rule, line(cells[-1]), *self.notes()]
-        return "\n".join(lines) + "\n"
+        lines, rule = aligned(self._cells())
+        return "\n".join([*([self.title] if self.title else []), *lines[:-1], rule, lines[-1], *self.notes()]) + "\n"
 
 
-def _plain(value: float) -> float | None:
+def aligned(cells: list[list[str]]) -> tuple[list[str], str]:
+    """Lines of a text table, its first column left-aligned, the others right-aligned, a rule below the header; and the rule."""
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    lines: list[str] = []
+    for first, *rest in cells:
+        parts = [first.ljust(widths[0]), *(part.rjust(width) for part, width in zip(rest, widths[1:], strict=True))]
+        lines.append("  ".join(parts).rstrip())
+    return [lines[0], rule, *lines[1:]], rule
+
+
+def markdown_lines(cells: list[list[str]], notes: list[str]) -> list[str]:
+    """Lines of a Markdown table, the first row of cells being the header, and the notes as a list below."""
+    header, *body = cells
+    lines = [_markdown_row(header), "|---|" + "---:|" * (len(header) - 1), *map(_markdown_row, body)]
+    return [*lines, *(["", *(f"- {escape(note)}" for note in notes)] if notes else [])]
+
+
+def plain_number(value: float) -> float | None:
+    """The number, or None where JSON has none for it."""
     return value if math.isfinite(value) else None
 
 
@@ -157,9 +166,10 @@ def _text(spec: MetricSpec, value: float | None) -> str:
     return f"{value:.2f}" if spec.range[1] > 20 else f"{value:.4f}"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Text for one cell or list entry of Markdown."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _markdown_row(cells: list[str]) -> str:
-    return "| " + " | ".join(_escape(cell) for cell in cells) + " |"
+    return "| " + " | ".join(escape(cell) for cell in cells) + " |"

@@ -1,0 +1,208 @@
+"""Several methods on the same images in one table, with published numbers beside them, always marked as such."""
+
+import csv
+import io
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .published import PublishedRow, find_set, published_data, published_rows
+from .scoring import spec_of
+from .spec import MetricSpec
+from .table import Table, aligned, escape, markdown_lines, plain_number
+
+MEASURED, PUBLISHED = "measured", "published"
+
+
+class Point(NamedTuple):
+    """A method in a perception-distortion plane: x = distortion metric, y = perceptual metric."""
+
+    method: str
+    x: float
+    y: float
+    is_published: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Mean scores of several methods.
+
+    Attributes:
+        tables: one per method, its title being the method's name; at least one.
+        published: what papers print for the same set.
+        dataset: name of that set, "" without published numbers.
+    """
+
+    tables: tuple[Table, ...]
+    published: tuple[PublishedRow, ...] = ()
+    dataset: str = ""
+
+    @classmethod
+    def of(cls, tables: list[Table], dataset: str = "") -> "Comparison":
+        """Put published numbers of a set beside measured tables.
+
+        Args:
+            tables: one per method.
+            dataset: a set of `published_sets`, or "" for none.
+
+        Raises:
+            ValueError: no table, two methods of one name, or an unknown set.
+        """
+        names = [table.title for table in tables]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"tables: expected methods of different names, got {names}; name them apart")
+        metrics = [name for table in tables for name in table.metrics]
+        return cls(tuple(tables), published_rows(dataset, metrics) if dataset else (), find_set(dataset) if dataset else "")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of all metrics asked for, missing ones included."""
+        return tuple(dict.fromkeys(name for table in self.tables for name in table.metrics))
+
+    @property
+    def columns(self) -> tuple[MetricSpec, ...]:
+        """Metrics with a number: measured for at least one method, or published."""
+        found = {name for table in self.tables for name in table.mean()} | {n for row in self.published for n in row.scores}
+        return tuple(spec_of(name) for name in self.metrics if name in found)
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows: method, a cell per column ("missing" where a metric could not run), where the numbers are from."""
+        header = ["method", *(f"{spec.title} {spec.arrow}" for spec in self.columns), "source"]
+        rows: list[list[str]] = []
+        for table in self.tables:
+            mean = table.mean()
+            values = [score_text(spec, mean[spec.name]) if spec.name in mean else "missing" for spec in self.columns]
+            count = f"{len(table.rows)} image{'' if len(table.rows) == 1 else 's'}"
+            rows.append([table.title, *values, f"{MEASURED}, {count}"])
+        for row in self.published:
+            scores = [row.scores.get(spec.name) for spec in self.columns]
+            values = [f"{score.value:.{score.decimals}f}" if score else "" for score in scores]
+            rows.append([row.method, *values, f"{PUBLISHED}, {row.source}"])
+        return header, rows
+
+    def best(self) -> set[tuple[int, int]]:
+        """(row, column) in `cells` of the best measured score per column, where methods differ."""
+        places: set[tuple[int, int]] = set()
+        means = [table.mean() for table in self.tables]
+        for column, spec in enumerate(self.columns, start=1):
+            values = [mean.get(spec.name) for mean in means]
+            known = [value for value in values if value is not None]
+            if len(set(known)) > 1:
+                top = max(known) if spec.higher_is_better else min(known)
+                places |= {(row, column) for row, value in enumerate(values) if value == top}
+        return places
+
+    def notes(self) -> list[str]:
+        """What a reader must know: notes of each method (shared ones once), where published numbers come from."""
+        each = [table.notes() for table in self.tables]
+        shared = [line for line in each[0] if all(line in lines for lines in each)]
+        result = list(shared)
+        for table, lines in zip(self.tables, each, strict=True):
+            result += [f"{table.title}: {line}" for line in lines if line not in shared]
+        counts = {len(table.rows) for table in self.tables}
+        if len(counts) > 1:
+            result.append("methods were scored on different numbers of images: their means do not compare")
+        if self.dataset:
+            if not self.published:
+                result.append(f"published: nothing on {self.dataset} for these metrics")
+            result.append(f"published: {self.dataset}, as printed in {published_data()['source']}; not measured here")
+        return result
+
+    def points(self, x: str = "psnr_y", y: str | None = None) -> list[Point]:
+        """Methods with both scores.
+
+        Args:
+            x: distortion metric.
+            y: perceptual metric; None = `perceptual_metric()`.
+        """
+        vertical = y or self.perceptual_metric()
+        if vertical is None:
+            return []
+        means = [(table.title, table.mean()) for table in self.tables]
+        found = [Point(name, mean[x], mean[vertical], False) for name, mean in means if x in mean and vertical in mean]
+        for row in self.published:
+            if x in row.scores and vertical in row.scores:
+                found.append(Point(row.method, row.scores[x].value, row.scores[vertical].value, True))
+        return found
+
+    def perceptual_metric(self) -> str | None:
+        """The metric for the vertical axis: LPIPS if measured, else the first other learned one of single images, else LSD."""
+        measured = {name for table in self.tables for name in table.mean()}
+        learned = [name for name in self.metrics if spec_of(name).kind == "learned"]
+        return next((name for name in ("lpips", *learned, "lsd") if name in measured), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: every method's table, the published rows, and all images in one list as Save Report takes it."""
+        single = len(self.tables) == 1
+        return {
+            "dataset": self.dataset,
+            "metrics": {name: entry for table in self.tables for name, entry in table.to_dict()["metrics"].items()},
+            "methods": [table.to_dict() for table in self.tables],
+            "published": [
+                {
+                    "method": row.method,
+                    "scores": {name: {"value": score.value, "table": score.table} for name, score in row.scores.items()},
+                }
+                for row in self.published
+            ],
+            "published_source": published_data()["source"] if self.dataset else None,
+            "images": [
+                {
+                    "name": row.name if single else f"{table.title}: {row.name}",
+                    "scores": {name: plain_number(value) for name, value in row.values.items()},
+                }
+                for table in self.tables
+                for row in table.rows
+            ],
+            "mean": self.tables[0].to_dict()["mean"] if single else {},
+            "notes": self.notes(),
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON text, two-space indent, ending in a newline."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def to_csv(self) -> str:
+        """A line per method and image, one with the image "mean" per method, one per published method; empty fields for gaps."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["method", "source", "image", *self.metrics])
+        for table in self.tables:
+            for name, values in [*((row.name, row.values) for row in table.rows), ("mean", table.mean())]:
+                fields = [repr(values[metric]) if metric in values else "" for metric in self.metrics]
+                writer.writerow([table.title, MEASURED, name, *fields])
+        for row in self.published:
+            scores = [row.scores.get(metric) for metric in self.metrics]
+            fields = [f"{score.value:.{score.decimals}f}" if score else "" for score in scores]
+            writer.writerow([row.method, f"{PUBLISHED}: {row.source}", "mean", *fields])
+        return out.getvalue()
+
+    def to_markdown(self) -> str:
+        """A Markdown table of the means, published methods in italics, notes as a list below."""
+        header, rows = self.cells()
+        ours = [
+            [f"**{cell}**" if place in self.best() else cell for place, cell in _placed(row, i)] for i, row in enumerate(rows)
+        ]
+        ours[len(self.tables) :] = [[f"*{cell}*" if cell else "" for cell in row] for row in rows[len(self.tables) :]]
+        title = [f"### {escape(self.dataset)}", ""] if self.dataset else []
+        return "\n".join([*title, *markdown_lines([header, *ours], self.notes())]) + "\n"
+
+    def to_text(self) -> str:
+        """The table for a terminal, a rule between measured and published rows, notes below."""
+        header, rows = self.cells()
+        lines, rule = aligned([header, *rows])
+        cut = 2 + len(self.tables)
+        body = [*lines[:cut], *([rule, *lines[cut:]] if self.published else [])]
+        return "\n".join([*([self.dataset] if self.dataset else []), *body, *self.notes()]) + "\n"
+
+
+def _placed(row: list[str], index: int) -> list[tuple[tuple[int, int], str]]:
+    return [((index, column), cell) for column, cell in enumerate(row)]
+
+
+def score_text(spec: MetricSpec, value: float) -> str:
+    """A mean with the digits that AESOP's tables print: three for dB and FID, four for the rest."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.3f}" if spec.range[1] > 20 and spec.kind != "learned" else f"{value:.4f}"
