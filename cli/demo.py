@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .terminal import Progress, say, write_json
+from .terminal import Progress, check_tiles, find_weights, say, write_json
 
 SCALE = 4
 CAT_CROPS = ((690, 450), (1049, 964))  # an eye, and nose with whiskers, in pixels of the result
@@ -50,7 +50,6 @@ def run_demo(image: Path | None, out: Path, names: Sequence[str], tile_px: int, 
     from ..core.resize import bicubic
     from ..core.restore import move
     from ..core.weights import MissingModelError, bundled_models, write_atomic
-    from ..nodes.host import get_host
 
     check_writable(out)
     picture, name, origin = photograph(image)
@@ -61,15 +60,17 @@ def run_demo(image: Path | None, out: Path, names: Sequence[str], tile_px: int, 
     chosen = list(names) or list(bundled_models())
     if not chosen:
         raise MissingModelError("model: expected bundled models in core/assets, found none; name one with --model")
+    files = [find_weights(model) for model in chosen]  # a wrong name is told before the first model works
     lq = to_rgb(picture.pixels)
     panels = {f"bicubic x{SCALE}": bicubic(lq, (height * SCALE, width * SCALE)).clamp(0, 1)}
     entries: list[dict[str, Any]] = []
     with Progress(len(chosen), quiet) as bar:
-        for index, model in enumerate(chosen):
+        for index, (model, file) in enumerate(zip(chosen, files, strict=True)):
             bar.update(index, model)
-            backbone = move(load_backbone(model, get_host().all_model_dirs()), device)
+            backbone = move(load_backbone(file), device)
+            check_tiles(tile_px, -1, backbone.spec, quiet or index > 0)
             started = time.perf_counter()
-            sr, info = restore_picture(
+            restored = restore_picture(
                 backbone,
                 picture.pixels,
                 scale=SCALE,
@@ -77,7 +78,7 @@ def run_demo(image: Path | None, out: Path, names: Sequence[str], tile_px: int, 
                 on_tile=lambda done, total, index=index, model=model: bar.update(index + done / total, model),
                 notify=bar.line,
             )
-            seconds = time.perf_counter() - started
+            seconds, sr = time.perf_counter() - started, restored.sr
             target = write_image(out / f"{name}_x{SCALE}_{backbone.spec.name}.png", sr, like=picture)
             panels[backbone.spec.name] = to_rgb(sr)
             entries.append(
@@ -89,7 +90,7 @@ def run_demo(image: Path | None, out: Path, names: Sequence[str], tile_px: int, 
                     "seconds": round(seconds, 3),
                     "megapixels_per_second": round(sr.shape[-1] * sr.shape[-2] / 1e6 / seconds, 4),
                     "lr_psnr": round(float(score("lr_psnr", to_rgb(sr), lq=lq, scale=SCALE)[0]), 3),
-                    **info,
+                    **restored.info,
                 }
             )
             bar.line(f"{backbone.spec.name}: {width}x{height} -> {sr.shape[-1]}x{sr.shape[-2]} in {seconds:.1f} s")

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from .backbones.base import AnyBackbone
+from .channels import join_channels, split_channels
 from .checks import check_image, check_positive_int
 from .image_files import SUFFIXES, list_images, read_image, write_image
-from .images import split_alpha, to_rgb
-from .resize import bicubic
-from .restore import restore
-from .tiling import is_out_of_memory, with_oom_retry
+from .memory import is_out_of_memory, with_oom_retry
+from .records import Restored
+from .restore import fitting_overlap, restore
 
 STOPPING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no later file of a job can be written either
 
@@ -63,21 +63,24 @@ def plan_jobs(source: str | Path, out: str | Path, suffix: str = "") -> list[Job
     """Decide which file becomes which.
 
     A folder is read with everything below it, and its structure and file names are kept under `out`. A single file goes to `out`
-    if that name ends in an image suffix, else into the folder `out` under its own name. Results of an earlier run that lie inside
-    the source folder are not taken for sources.
+    if that name ends in an image suffix, else into the folder `out` under its own name. A name that ends in a slash, or an
+    existing folder, is a folder whatever its suffix. Results of an earlier run that lie inside the source folder are not taken
+    for sources.
 
     Args:
         source: an image file or a folder.
-        out: a folder, or a file name for a single picture.
+        out: a folder, or a file name for a single picture; a string, where its last slash matters.
         suffix: file type of the results, such as `.png`; empty keeps each file's own. Not applied to a file name in `out`.
 
     Raises:
         FileNotFoundError: no such source.
-        ValueError: no images, two files that would have one result, or a result that would overwrite its source.
+        ValueError: no images, two files that would have one result, a result that would overwrite its source or be of an
+            unknown type, or a picture's name for the results of a folder.
     """
-    source, out = Path(source), Path(out)
+    source = Path(source)
+    named = _names_a_file(out, source)
+    out = Path(out)
     if source.is_file():
-        named = out.suffix.lower() in SUFFIXES and not out.is_dir()
         jobs = [Job(source, out if named else out / (source.stem + (suffix or source.suffix)))]
     elif source.is_dir():
         inside = out.resolve()
@@ -94,12 +97,38 @@ def plan_jobs(source: str | Path, out: str | Path, suffix: str = "") -> list[Job
             raise ValueError(
                 f"{job.target}: expected a result apart from its source, got the same file; choose another output folder"
             )
+        if job.target.suffix.lower() not in SUFFIXES:
+            raise ValueError(
+                f"{job.target}: expected a result ending in {', '.join(SUFFIXES)}, got {job.target.suffix or 'no suffix'}; "
+                "give the result's file name"
+            )
         if job.target in seen:
             raise ValueError(
                 f"{job.target}: expected one source per result, got {seen[job.target]} and {job.source}; rename one of them"
             )
         seen[job.target] = job.source
     return jobs
+
+
+def _names_a_file(out: str | Path, source: Path) -> bool:
+    """Whether `out` is the name of a picture and not of a folder.
+
+    Raises:
+        ValueError: a suffix that is no picture's for a single picture, or a picture's name for a folder's results.
+    """
+    path = Path(out)
+    suffix = path.suffix.lower()
+    if not suffix or path.is_dir() or str(out).endswith(("/", os.sep)):
+        return False
+    if source.is_dir():
+        if suffix in SUFFIXES:
+            raise ValueError(f"out: expected a folder for the results of a folder, got the picture name {out}; give a folder")
+        return False
+    if suffix not in SUFFIXES:
+        raise ValueError(
+            f"out: expected a folder or a name ending in {', '.join(SUFFIXES)}, got {out}; end it in / for a folder of that name"
+        )
+    return True
 
 
 def check_writable(folder: str | Path) -> None:
@@ -174,14 +203,18 @@ def restore_picture(
     scale: int = 4,
     tile_px: int = 0,
     overlap_px: int = -1,
+    batch_size: int = 1,
+    sigma: float | None = None,
+    strength: float = 1.0,
     color_fix: str = "none",
     on_tile: Callable[[int, int], None] | None = None,
     is_oom: Callable[[BaseException], bool] = is_out_of_memory,
     notify: Callable[[str], None],
-) -> tuple[Tensor, dict[str, Any]]:
-    """Upscale a picture of any kind with tiles that fit into memory.
+) -> Restored:
+    """Upscale pictures of any kind with tiles that fit into memory.
 
-    Grey goes through the model as RGB and comes back as BT.601 luma; alpha is resized by antialiased bicubic and put back.
+    Grey goes through the model as RGB and comes back as BT.601 luma; alpha is resized by antialiased bicubic and put back. The
+    tile is tried as given; each smaller one gets the overlap that fits it.
 
     Args:
         backbone: from `load_backbone`.
@@ -189,42 +222,50 @@ def restore_picture(
         scale: upscaling factor.
         tile_px: largest tile on the model's input grid; 0: the backbone's own.
         overlap_px: overlap of tiles; -1: the backbone's own.
+        batch_size: see `restore`.
+        sigma: see `restore`.
+        strength: see `restore`.
         color_fix: see `restore`.
         on_tile: see `restore`.
         is_oom: see `with_oom_retry`.
         notify: told, in one line, when memory ran out and a smaller tile is tried.
 
     Returns:
-        [B, C, scale * h, scale * w] in [0, 1] and the facts of the restoration; `tile_px` in them is the tile that fitted.
+        `Restored` with the channels of `pixels`; `tile_px` in its facts is the tile that fitted.
     """
     check_image(pixels, "pixels")
     check_positive_int(scale, "scale", high=16)
-    rgb, alpha = split_alpha(pixels)
-    side = max(pixels.shape[-2:]) * (1 if backbone.spec.kind == "network" else scale)
-    first = min(tile_px or backbone.spec.tile_px, side)
+    parts, first = split_channels(pixels), largest_tile(backbone, pixels, scale, tile_px)
 
-    def run(tile: int) -> tuple[Tensor, dict[str, Any]]:
+    def run(tile: int) -> Restored:
         is_retry = tile < first
-        overlap = min(overlap_px, tile // 2) if is_retry else overlap_px
-        asked = tile if is_retry else tile_px
-        with torch.inference_mode():
-            done = restore(
-                backbone, to_rgb(rgb), scale=scale, tile_px=asked, overlap_px=overlap, color_fix=color_fix, on_tile=on_tile
+        with torch.no_grad():
+            return restore(
+                backbone,
+                parts.rgb,
+                scale=scale,
+                tile_px=tile if is_retry else tile_px,
+                overlap_px=min(overlap_px, fitting_overlap(backbone, tile)) if is_retry else overlap_px,
+                batch_size=batch_size,
+                sigma=sigma,
+                strength=strength,
+                color_fix=color_fix,
+                on_tile=on_tile,
             )
-        return done.sr, dict(done.info)
 
-    sr, info = with_oom_retry(run, first, is_oom=is_oom, notify=notify)
-    if pixels.shape[1] == 1:
-        sr = (sr * sr.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    if alpha is not None:
-        size = (sr.shape[-2], sr.shape[-1])
-        sr = torch.cat((sr, bicubic(alpha, size).clamp(0, 1)), 1)
-    return sr, info
+    done = with_oom_retry(run, first, is_oom=is_oom, notify=notify)
+    return Restored(join_channels(done.sr, parts), join_channels(done.lq_up, parts), done.info)
 
 
-def upscale_file(job: Job, restore_pixels: Callable[[Tensor], tuple[Tensor, dict[str, Any]]]) -> dict[str, Any]:
+def largest_tile(backbone: AnyBackbone, pixels: Tensor, scale: int, tile_px: int = 0) -> int:
+    """Side of the largest tile that `restore` will run: a picture that is smaller than `tile_px` is one tile of its own size."""
+    side = max(pixels.shape[-2:]) * (1 if backbone.spec.kind == "network" else scale)
+    return min(tile_px or backbone.spec.tile_px, side + -side % backbone.spec.size_multiple)
+
+
+def upscale_file(job: Job, restore_pixels: Callable[[Tensor], Restored]) -> dict[str, Any]:
     """Read, upscale and write one file; EXIF, ICC profile, alpha and bit depth stay as far as the target's type can hold them."""
     picture = read_image(job.source)
-    sr, info = restore_pixels(picture.pixels)
-    write_image(job.target, sr, like=picture)
-    return {"input_size": [picture.pixels.shape[-1], picture.pixels.shape[-2]], **info}
+    restored = restore_pixels(picture.pixels)
+    write_image(job.target, restored.sr, like=picture)
+    return {"input_size": [picture.pixels.shape[-1], picture.pixels.shape[-2]], **restored.info}

@@ -30,6 +30,11 @@ def move(backbone: AnyBackbone, device: str | torch.device, dtype: torch.dtype |
     return backbone
 
 
+def fitting_overlap(backbone: AnyBackbone, tile_px: int) -> int:
+    """The largest overlap that tiles of `tile_px` should have: half of one, in whole multiples of what the backbone takes."""
+    return tile_px // 2 // backbone.spec.size_multiple * backbone.spec.size_multiple
+
+
 def one_step(
     backbone: Backbone,
     image: Tensor,
@@ -117,11 +122,11 @@ def restore(
     size = (lq.shape[-2] * scale, lq.shape[-1] * scale)
     lq_up = bicubic(lq, size).clamp(0, 1)
     tile = tile_px or spec.tile_px
-    overlap = min(spec.overlap_px, max(0, tile // 2)) if overlap_px < 0 else overlap_px
+    overlap = min(spec.overlap_px, fitting_overlap(backbone, tile)) if overlap_px < 0 else overlap_px
 
-    def run(fn: Callable[[Tensor, Any], Tensor], image: Tensor, factor: int, multiple: int) -> tuple[Tensor, int]:
-        padded, (height, width) = pad_to_multiple(image, multiple)
-        tiles = plan(padded.shape[-2], padded.shape[-1], tile, overlap, multiple)
+    def run(fn: Callable[[Tensor, Any], Tensor], image: Tensor, factor: int) -> tuple[Tensor, int]:
+        padded, (height, width) = pad_to_multiple(image, spec.size_multiple)
+        tiles = plan(padded.shape[-2], padded.shape[-1], tile, overlap, spec.size_multiple)
 
         def checked(part: Tensor, boxes: Any) -> Tensor:
             result = fn(part.to(like.device, like.dtype), boxes).to(image.device, torch.float32)
@@ -138,7 +143,7 @@ def restore(
 
     if isinstance(backbone, DirectBackbone) and not isinstance(backbone, Backbone):
         native = spec.scale or 1
-        sr, tiles = run(lambda part, _: backbone.upscale(part), lq, native, 1)
+        sr, tiles = run(lambda part, _: backbone.upscale(part), lq, native)
         sr = bicubic(sr, size)
         sr = sr if strength == 1.0 else lq_up + strength * (sr - lq_up)
     else:
@@ -148,7 +153,7 @@ def restore(
             chosen = _select(conditioning, [box.sample for box in boxes], part)
             return one_step(flow, part, sigma=sigma, strength=strength, conditioning=chosen, generator=generator)
 
-        sr, tiles = run(step, lq_up, 1, spec.size_multiple)
+        sr, tiles = run(step, lq_up, 1)
     fixed = apply_color_fix(sr, lq_up, color_fix).clamp(0, 1)
     info = {
         "backbone": spec.name,

@@ -9,15 +9,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .checks import check_positive_int
-
-Result = TypeVar("Result")
-MIN_TILE_PX = 64
 
 
 class Box(NamedTuple):
@@ -131,6 +128,8 @@ def plan(height: int, width: int, tile_px: int, overlap_px: int, multiple: int =
     for name, length in (("height", height), ("width", width)):
         if length % multiple:
             raise ValueError(f"{name}: expected a multiple of {multiple}, got {length}; use images.pad_to_multiple first")
+    if tile_px < multiple:
+        raise ValueError(f"tile_px: expected at least {multiple}, of which sides are multiples, got {tile_px}; use a larger tile")
     if -(-overlap_px // multiple) >= tile_px // multiple:
         raise ValueError(
             f"overlap_px: expected less than tile_px after rounding both to multiples of {multiple}, "
@@ -223,8 +222,7 @@ def blend(
     check_positive_int(scale, "scale")
     check_positive_int(batch_size, "batch_size")
     _check_plan(image, plan)
-    row_weights = dict(zip(plan.rows.starts, plan.rows.weights(scale), strict=True))
-    column_weights = dict(zip(plan.columns.starts, plan.columns.weights(scale), strict=True))
+    weight_of = _weight_maps(plan, scale)
     boxes = iter([Box(sample, *start, *plan.tile_size) for sample in range(image.shape[0]) for start in plan.starts])
     done, total = 0, image.shape[0] * len(plan.starts)
     out: Tensor | None = None
@@ -235,9 +233,8 @@ def blend(
         if out is None:
             out = tiles.new_zeros(image.shape[0], tiles.shape[1], plan.height * scale, plan.width * scale)
         for box, tile in zip(batch, tiles, strict=True):
-            weight = torch.outer(row_weights[box.top], column_weights[box.left]).to(out.dtype).to(out.device)
             top, left = box.top * scale, box.left * scale
-            out[box.sample, :, top : top + tile.shape[-2], left : left + tile.shape[-1]] += tile * weight
+            out[box.sample, :, top : top + tile.shape[-2], left : left + tile.shape[-1]] += tile * weight_of(box, out)
         done += len(batch)
         if on_tile is not None:
             on_tile(done, total)
@@ -245,54 +242,28 @@ def blend(
     return out
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out: torch's class, the CPU allocator's RuntimeError or Python's MemoryError."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    signs = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
-    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+def _weight_maps(plan: TilePlan, scale: int) -> Callable[[Box, Tensor], Tensor]:
+    """(box, like) -> weights [h, w] of a tile with the dtype and device of `like`.
 
-
-def with_oom_retry(
-    run: Callable[[int], Result],
-    tile_px: int,
-    min_tile_px: int = MIN_TILE_PX,
-    *,
-    is_oom: Callable[[BaseException], bool] = is_out_of_memory,
-    notify: Callable[[str], None],
-) -> Result:
-    """Call run(tile_px); when memory runs out, say so, halve the tile and try again.
-
-    Args:
-        run: the whole tiled job for one tile size. It must not keep results of a failed try alive.
-        tile_px: first tile size; give no more than the longer side of the image, since larger tiles change nothing.
-        min_tile_px: smallest size to try.
-        is_oom: which exceptions mean that memory ran out; all others pass through.
-        notify: receives one readable line before each new try; a good place to empty caches too.
-
-    Returns:
-        What run returns.
-
-    Raises:
-        MemoryError: the smallest tile did not fit either; the last error is chained.
+    Tiles with the same ramps share a map. Of any number of tiles along a side only the first, the last and the few kinds between
+    them (whose overlaps differ by rounding) are made, once each.
     """
-    check_positive_int(min_tile_px, "min_tile_px")
-    while True:
-        try:
-            return run(tile_px)
-        except Exception as error:
-            if not is_oom(error):
-                raise
-            smaller_px = tile_px // 2
-            if smaller_px < min_tile_px:
-                raise MemoryError(
-                    f"tile_px: expected a tile that fits in memory, got out of memory at {tile_px} px and {min_tile_px} px is "
-                    "the smallest allowed; close other programs, use a smaller batch or model, or move to the CPU"
-                ) from error
-        # Outside the handler: the traceback, and with it the tensors of the failed try, is gone before the next one starts.
-        notify(f"out of memory with tiles of {tile_px} px; trying again with {smaller_px} px")
-        tile_px = smaller_px
+    rows, columns = _kinds(plan.rows, scale), _kinds(plan.columns, scale)
+    made: dict[tuple[int, int], Tensor] = {}
+
+    def weight_of(box: Box, like: Tensor) -> Tensor:
+        (row, down), (column, across) = rows[box.top], columns[box.left]
+        if (row, column) not in made:  # the product in float64 and so on the CPU: Apple's GPUs have no float64
+            made[row, column] = torch.outer(down, across).to(like.dtype).to(like.device)
+        return made[row, column]
+
+    return weight_of
+
+
+def _kinds(side: Side, scale: int) -> dict[int, tuple[int, Tensor]]:
+    """Start of a tile -> a number that tiles of equal weights share, and those weights."""
+    different, numbers = torch.unique(side.weights(scale), dim=0, return_inverse=True)
+    return {start: (number, different[number]) for start, number in zip(side.starts, numbers.tolist(), strict=True)}
 
 
 def _even_side(length: int, tile_px: int, overlap_px: int, multiple: int) -> Side:

@@ -3,44 +3,23 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..core.channels import Channels, join_channels, split_channels
 from ..core.checks import check_finite, describe
 from ..core.image_files import from_pil
-from ..core.images import bchw_to_bhwc, bhwc_to_bchw, split_alpha, to_rgb
-from ..core.resize import bicubic
+from ..core.images import bchw_to_bhwc, bhwc_to_bchw
 from .host import Bar, Host
 
 SR_MODEL = "ALIGNSR_MODEL"  # socket type of a loaded restoration model; the value is a models.LoadedModel
 
 
-@dataclass(frozen=True)
-class Pixels:
-    """An IMAGE in the core's layout, with what has to come back at the end.
-
-    Attributes:
-        rgb: [B, 3, H, W] float32 in [0, 1] on the CPU, never the node's input itself.
-        alpha: [B, 1, H, W] or None.
-        is_grey: the IMAGE had one channel.
-    """
-
-    rgb: Tensor
-    alpha: Tensor | None
-    is_grey: bool
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width)."""
-        return self.rgb.shape[-2], self.rgb.shape[-1]
-
-
-def take(image: Any, name: str) -> Pixels:
-    """Check an IMAGE and convert it.
+def take_pixels(image: Any, name: str) -> Tensor:
+    """Check an IMAGE and convert it to [B, C, H, W] float32 in [0, 1] on the CPU, C = 1, 3 or 4, never the node's input itself.
 
     Raises:
         TypeError, ValueError: not [B, H, W, 1|3|4], empty, or with NaN; the message starts with the input's name.
@@ -51,21 +30,36 @@ def take(image: Any, name: str) -> Pixels:
         raise ValueError(
             f"{name}: expected [B, H, W, C] with C = 1, 3 or 4, got {describe(image)}; convert it to grey, RGB or RGBA"
         )
-    pixels = check_finite(bhwc_to_bchw(image.detach().to("cpu")), name)
-    colour, alpha = split_alpha(pixels.clamp(0, 1))
-    return Pixels(to_rgb(colour), alpha, image.shape[3] == 1)
+    return check_finite(bhwc_to_bchw(image.detach().to("cpu")), name).clamp(0, 1)
 
 
-def give(rgb: Tensor, like: Pixels) -> Tensor:
+def take(image: Any, name: str) -> Channels:
+    """`take_pixels` as RGB, with alpha and greyness kept aside."""
+    return split_channels(take_pixels(image, name))
+
+
+def give(rgb: Tensor, like: Channels) -> Tensor:
     """An IMAGE with the channels that came in: grey stays grey, alpha is resized (bicubic) and put back."""
-    rgb = rgb.clamp(0, 1)
-    if like.is_grey:
-        luma = rgb.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)  # BT.601, as `alignsr upscale` makes grey
-        return bchw_to_bhwc((rgb * luma).sum(1, keepdim=True).clamp(0, 1))
-    if like.alpha is not None:
-        alpha = bicubic(like.alpha, (rgb.shape[-2], rgb.shape[-1])).clamp(0, 1)
-        rgb = torch.cat((rgb, alpha.to(rgb)), 1)
-    return bchw_to_bhwc(rgb)
+    return bchw_to_bhwc(join_channels(rgb, like))
+
+
+@contextmanager
+def input_names(blamed: str = "", /, **inputs: str) -> Iterator[None]:
+    """Inside the block complaints of the core, `argument: expected ...`, name the input of the node instead of the argument.
+
+    Args:
+        blamed: the input that complaints about anything else are put down to; empty: they stay as they are.
+        inputs: argument of the core -> input of the node.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, FileNotFoundError) as error:
+        argument, _, rest = str(error).partition(":")
+        if argument in inputs:
+            error.args = (f"{inputs[argument]}:{rest}",)
+        elif blamed and argument != blamed:
+            error.args = (f"{blamed}: {error}",)
+        raise
 
 
 def match_batch(pixels: Tensor, batch: int, name: str) -> Tensor:

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.channels import Channels
 from ..core.checks import check_positive_int
 from ..core.degradation import PRESETS, degrade
 from ..core.images import crop_to_multiple
 from ..core.resize import bicubic
-from .common import Pixels, give, take
+from .common import give, take
 from .host import get_host
 
 JPEG_FORMS = ("codec", "differentiable")
@@ -102,7 +103,7 @@ class Degrade:
                 f"image: expected sides of at least {scale} px for scale {scale}, got {whole.size}; use a larger picture"
             )
         alpha = None if whole.alpha is None else crop_to_multiple(whole.alpha, scale)
-        clean = Pixels(crop_to_multiple(whole.rgb, scale), alpha, whole.is_grey)
+        clean = Channels(crop_to_multiple(whole.rgb, scale), alpha, whole.is_grey)
         bar = get_host().progress(clean.rgb.shape[0], "degrading")
         parts = []
         for index, sample in enumerate(clean.rgb.split(1)):
@@ -112,4 +113,4 @@ class Degrade:
         lq = torch.cat([part.lq for part in parts])
         small = None if clean.alpha is None else bicubic(clean.alpha, (lq.shape[-2], lq.shape[-1])).clamp(0, 1)
         params = json.dumps([record for part in parts for record in part.params], indent=2)
-        return give(lq, Pixels(lq, small, clean.is_grey)), give(torch.cat([part.gt for part in parts]), clean), params
+        return give(lq, Channels(lq, small, clean.is_grey)), give(torch.cat([part.gt for part in parts]), clean), params

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from PIL import Image
 
+from ..core.memory import is_out_of_memory
 from ..core.weights import WEIGHT_SUFFIXES, bundled_models, find_model
 
 MODEL_FOLDER_KEYS = ("alignsr", "upscale_models")
@@ -91,10 +92,7 @@ class Host(ABC):
 
     def is_oom(self, error: BaseException) -> bool:
         """Does this exception mean that memory ran out (so that a smaller tile may help)?"""
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-            return True
-        text = str(error).lower()
-        return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+        return is_out_of_memory(error)
 
     def all_model_dirs(self) -> list[Path]:
         """Every folder that holds models for our nodes, without repeats."""

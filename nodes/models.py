@@ -1,5 +1,6 @@
 """Load SR Model: a bundled network or a file of the user's, ready for One-Step SR."""
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Any
 
 import torch
 
-from .common import SR_MODEL
+from .common import SR_MODEL, input_names
 from .host import get_host
 
+LOGGER = logging.getLogger("alignsr")
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DEVICES = ("auto", "cpu")
 
@@ -116,6 +118,17 @@ class LoadSRModel:
         import json
         from dataclasses import asdict
 
-        model = load_model(model_name, precision, device)
+        with input_names("model_name", model="model_name", precision="precision", device="device"):
+            model = self._read(model_name, precision, device)
         facts = {"file": model.path.name, "precision": precision, "device": device, **asdict(model.backbone.spec)}
         return model, json.dumps(facts, indent=2)
+
+    def _read(self, model_name: str, precision: str, device: str) -> LoadedModel:
+        """Aloud: a model may take seconds, `pixel-x4` for what diffusers imports (see `core.backbones.pixel`)."""
+        name = Path(model_name).name
+        LOGGER.info("Load SR Model: loading %s ...", name)
+        bar = get_host().progress(1, f"loading {name}")
+        bar.update(0)
+        model = load_model(model_name, precision, device)
+        bar.update(1)
+        return model

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.batch import largest_tile, restore_picture
 from ..core.color import COLOR_FIXES, apply_color_fix
-from ..core.records import Restored
+from ..core.images import bchw_to_bhwc
 from ..core.resize import bicubic
-from ..core.restore import restore
-from ..core.tiling import with_oom_retry
-from .common import SR_MODEL, JobBar, give, match_batch, on_device, take
+from .common import SR_MODEL, JobBar, give, input_names, match_batch, on_device, take, take_pixels
 from .host import get_host
 from .models import LoadedModel
 
@@ -136,45 +135,38 @@ class OneStepSR:
         strength: float = 1.0,
         batch_size: int = 1,
     ) -> tuple[Tensor, Tensor, str]:
-        pixels, host, spec = take(image, "image"), get_host(), model.backbone.spec
+        pixels, host, spec = take_pixels(image, "image"), get_host(), model.backbone.spec
         device = torch.device("cpu") if model.device == "cpu" else host.device()
-        multiple = spec.size_multiple
-        longest = max(pixels.size) * (1 if spec.kind == "network" else scale)
-        longest += -longest % multiple
-        largest = min(tile_px or spec.tile_px, longest)  # halving a tile that is larger than the picture would change nothing
-
-        def overlap_for(tile: int) -> int:
-            if overlap_px >= 0 and tile == largest < longest:
-                return overlap_px  # as typed in: plan() says so if it does not fit
-            own = spec.overlap_px if overlap_px < 0 else overlap_px
-            return min(own, tile // 2 // multiple * multiple) if tile < longest else 0
-
-        bar = JobBar(host, "restoring")
-
-        def run(tile_px: int) -> Restored:
-            host.check_interrupt()
-            return restore(
-                backbone,
-                pixels.rgb,
-                scale=scale,
-                tile_px=tile_px,
-                overlap_px=overlap_for(tile_px),
-                batch_size=batch_size,
-                sigma=sigma or None,
-                strength=strength,
-                color_fix=color_fix,
-                on_tile=bar,
-            )
 
         def notify(message: str) -> None:
             LOGGER.warning("One-Step SR: %s", message)
             host.soft_empty_cache()
+            host.check_interrupt()
 
-        needed = 4 * spec.parameters + batch_size * largest * largest * spec.bytes_per_pixel
-        with on_device(model.backbone, device, host, needed) as backbone:
-            restored = with_oom_retry(run, largest, is_oom=host.is_oom, notify=notify)
+        needed = (
+            4 * spec.parameters + batch_size * largest_tile(model.backbone, pixels, scale, tile_px) ** 2 * spec.bytes_per_pixel
+        )
+        host.check_interrupt()
+        with (
+            on_device(model.backbone, device, host, needed) as backbone,
+            input_names(pixels="image", lq="image", method="color_fix"),
+        ):
+            restored = restore_picture(
+                backbone,
+                pixels,
+                scale=scale,
+                tile_px=tile_px,
+                overlap_px=overlap_px,
+                batch_size=batch_size,
+                sigma=sigma or None,
+                strength=strength,
+                color_fix=color_fix,
+                on_tile=JobBar(host, "restoring"),
+                is_oom=host.is_oom,
+                notify=notify,
+            )
         info = {**restored.info, "model_file": model.path.name}
-        return give(restored.sr, pixels), give(restored.lq_up, pixels), json.dumps(info, indent=2)
+        return bchw_to_bhwc(restored.sr), bchw_to_bhwc(restored.lq_up), json.dumps(info, indent=2)
 
 
 class ColorFix:

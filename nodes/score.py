@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.metrics import Scorer, hybrid_reward, require_available, spec_of
 from ..core.metrics.table import Row, Table
 from ..core.pictures import table as draw_table
-from .common import as_list, first, match_batch, take, to_image
+from .common import as_list, first, input_names, match_batch, take, to_image
 from .host import get_host
 
 DEFAULT_METRICS = "psnr_y, ssim_y, lsd"
@@ -35,7 +35,9 @@ def _names_of(text: str) -> list[str]:
     if not names:
         raise ValueError(f"metrics: expected at least one name, got {text!r}; the usual ones are {DEFAULT_METRICS}")
     for name in names:
-        if spec_of(name).kind == "set":
+        with input_names(metric="metrics"):
+            spec = spec_of(name)
+        if spec.kind == "set":
             raise ValueError(f"metrics: expected metrics of single images, got {name}; use `alignsr evaluate` for whole sets")
     return names
 
@@ -85,7 +87,8 @@ def _score(groups: Sequence[_Group], metrics: Sequence[str], scale: int) -> list
         host.check_interrupt()
         scorer = Scorer(name, host.device())
         for group, found in zip(groups, scores, strict=True):
-            found[name] = scorer(group.sr, group.gt, lq=group.lq, scale=scale)
+            with input_names(sr="images", x="images", image="images", gt="reference"):
+                found[name] = scorer(group.sr, group.gt, lq=group.lq, scale=scale)
             done += 1
             bar.update(done)
         del scorer
@@ -176,7 +179,8 @@ class IQAReward:
                     f"lq: expected the low-resolution input for {name}, got none; connect it or choose other metrics"
                 )
         counts = _weights_of(first(weights))
-        require_available(wanted)
+        with input_names("metrics"):
+            require_available(wanted)
         groups = _groups(as_list(images), references, inputs, [str(name) for name in as_list(names)])
         scores = _score(groups, wanted, first(scale))
         rewards: list[float] = []

@@ -51,9 +51,8 @@ def read_config(config: str, overrides: str, data_folder: str, out_name: str) ->
     Raises:
         ConfigError: unknown key, wrong value, no such config; the message names the key.
     """
-    from ..core.checks import did_you_mean
-    from ..train.config import ConfigError, apply_sets, find_config, from_mapping, overlay, read_toml
-    from ..train.recipes import RECIPES
+    from ..train.config import ConfigError, apply_sets, find_config, overlay, read_toml
+    from ..train.recipes import build_config
 
     if "=" in config or "\n" in config.strip():
         try:
@@ -69,30 +68,28 @@ def read_config(config: str, overrides: str, data_folder: str, out_name: str) ->
         sets.append(f"data.folders={json.dumps([str(find_folder(data_folder, 'data_folder'))])}")
     if out_name.strip():
         sets.append(f"name={json.dumps(out_name.strip())}")
-    values = apply_sets(values, sets)
-    kind = values.pop("recipe", None)
-    if kind not in RECIPES:
-        hint = did_you_mean(str(kind), list(RECIPES))
-        raise ConfigError(f"recipe: expected one of {', '.join(RECIPES)}, got {kind!r}; {hint}")
-    settings = from_mapping(RECIPES[kind].config, values)
+    recipe, settings = build_config(apply_sets(values, sets))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", settings.name):  # it names a folder: a workflow must not leave the output
         key = "out_name" if out_name.strip() else "config: name"
         raise ConfigError(f"{key}: expected letters, digits, '.', '_' or '-', got {settings.name!r}; leave out the rest")
-    return RECIPES[kind], settings
+    return recipe, settings
 
 
 def finished_weights(folder: Path, config: Any) -> Path | None:
-    """The weight file of a run that reached its last step, else None."""
+    """The weight file of a run that reached its last step, else None. Intervals of logs and previews may differ."""
     from ..core.weights import WeightsError, read_info
-    from ..train.config import to_mapping
+    from ..train.config import ConfigError, config_hash, from_mapping
 
     path = folder / f"{config.name}.safetensors"
+    if not path.is_file():
+        return None
     try:
-        info = read_info(path) if path.is_file() else {}
-    except WeightsError as error:
+        info = read_info(path)
+        is_same = config_hash(from_mapping(type(config), info.get("config", {}))) == config_hash(config)
+    except (WeightsError, ConfigError) as error:
         LOGGER.warning("Train SR Network: %s; training again from the last checkpoint", error)
         return None
-    return path if info.get("config") == to_mapping(config) and info.get("step") == config.run.steps else None
+    return path if is_same and info.get("step") == config.run.steps else None
 
 
 def run_folder(root: Path, config: Any, resume: bool) -> Path:

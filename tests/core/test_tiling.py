@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from alignsr.core.images import pad_to_multiple
-from alignsr.core.tiling import Side, TilePlan, blend, crop_tiles, is_out_of_memory, plan, plan_snapped, with_oom_retry
+from alignsr.core.memory import is_out_of_memory, with_oom_retry
+from alignsr.core.tiling import Side, TilePlan, blend, crop_tiles, plan, plan_snapped
 from paths import REFERENCE
 from reference.formula import U
 

@@ -10,10 +10,10 @@ import torch
 from node_helpers import picture, save_tiny_network, save_tiny_pixel
 from PIL import Image
 
+from alignsr.core import batch
 from alignsr.core.metrics import MissingWeightsError, score
 from alignsr.core.weights import MissingModelError
 from alignsr.nodes import NODE_CLASS_MAPPINGS
-from alignsr.nodes import restore as restore_module
 from alignsr.nodes.host import Interrupted, LocalHost, use_host
 
 
@@ -81,8 +81,30 @@ def test_a_replaced_file_counts_as_changed(host, models):
 
 
 def test_missing_model_names_the_place(host, models):
-    with pytest.raises(MissingModelError, match=r"model: .*no 'absent'"):
+    with pytest.raises(MissingModelError, match=r"^model_name: .*no 'absent'"):
         load("absent")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"model_name": "broken.safetensors"}, r"^model_name: .*broken.safetensors: expected a safetensors file, got 6 bytes"),
+        ({"precision": "fp8"}, "^precision: expected one of fp32"),
+        ({"device": "tpu"}, "^device: expected one of auto"),
+    ],
+)
+def test_load_errors_name_the_input(host, models, change, text):
+    (models / "broken.safetensors").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=text):
+        call("LoadSRModel", **{"model_name": "net.safetensors"} | change)
+    (models / "broken.safetensors").unlink()
+
+
+def test_loading_is_shown_while_it_lasts(host, caplog):
+    caplog.set_level("INFO", "alignsr")
+    load("pix.safetensors")
+    assert [event[:3] for event in host.events] == [(0, 1, "loading pix.safetensors"), (1, 1, "loading pix.safetensors")]
+    assert "loading pix.safetensors ..." in caplog.text
 
 
 # One-Step SR
@@ -128,7 +150,9 @@ def test_samples_do_not_influence_each_other(host):
 
 @pytest.mark.parametrize(("name", "tile"), [("net.safetensors", 64), ("pix.safetensors", 64)])
 def test_tiles_make_one_bar_over_all_pictures(host, name, tile):
-    call("OneStepSR", model=load(name), image=picture(2, 70, 40), scale=2, tile_px=tile, overlap_px=16)
+    model = load(name)
+    host.events.clear()
+    call("OneStepSR", model=model, image=picture(2, 70, 40), scale=2, tile_px=tile, overlap_px=16)
     values, totals = [event[0] for event in host.events], {event[1] for event in host.events}
     assert len(totals) == 1 and values == sorted(values) and values[-1] == totals.pop()
 
@@ -141,28 +165,55 @@ def test_strength_zero_is_the_enlarged_input(host):
 
 def test_out_of_memory_halves_the_tile_aloud(host, monkeypatch, caplog):
     tried = []
-    real = restore_module.restore
+    real = batch.restore
 
     def small_only(*args, tile_px, **options):
         tried.append(tile_px)
-        if tile_px > 100:
+        if not 0 < tile_px <= 100:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(*args, tile_px=tile_px, **options)
 
-    monkeypatch.setattr(restore_module, "restore", small_only)
+    monkeypatch.setattr(batch, "restore", small_only)
     sr, _, info = call("OneStepSR", model=load(), image=picture(1, 150, 20), scale=1)
-    assert tried == [150, 75] and sr.shape == (1, 150, 20, 3)
+    assert tried == [0, 75] and sr.shape == (1, 150, 20, 3)
     assert json.loads(info)["tile_px"] == 75
     assert "150" in caplog.text and "75" in caplog.text
 
 
-def test_cancel_between_tiles(host):
-    def cancel(*event):
-        host.cancel()
+@pytest.mark.parametrize("name", ["net.safetensors", "pix.safetensors"])
+def test_cancel_is_noticed_within_a_tile(host, name, monkeypatch):
+    """Of ten tiles only the one that runs is finished; a wish from before the node costs none."""
+    model, passes = load(name), []
+    network = dict(model.backbone.modules())["network"]
 
-    host._on_progress = cancel
+    def cancel_in_the_second(*_):
+        passes.append(1)
+        if len(passes) == 2:
+            host.cancel()
+
+    network.register_forward_hook(cancel_in_the_second)
+    job = {"model": model, "image": picture(1, 400, 20), "scale": 1, "tile_px": 48, "overlap_px": 8}
     with pytest.raises(Interrupted):
-        call("OneStepSR", model=load(), image=picture(1, 200, 20), scale=1, tile_px=64, overlap_px=8)
+        call("OneStepSR", **job)
+    assert len(passes) == 2
+    with pytest.raises(Interrupted):
+        call("OneStepSR", **job)
+    assert len(passes) == 2
+    host.clear_cancel()
+
+
+def test_cancel_is_noticed_between_tries(host, monkeypatch):
+    tried = []
+
+    def no_memory(*_, tile_px, **__):
+        tried.append(tile_px)
+        host.cancel()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(batch, "restore", no_memory)
+    with pytest.raises(Interrupted):
+        call("OneStepSR", model=load(), image=picture(1, 300, 20), scale=1)
+    assert tried == [0]
     host.clear_cancel()
 
 
@@ -307,7 +358,7 @@ def test_list_elements_are_groups_of_their_own_with_names(host):
 @pytest.mark.parametrize(
     ("inputs", "error", "text"),
     [
-        ({"metrics": ["psnr"]}, ValueError, "did you mean"),
+        ({"metrics": ["psnr"]}, ValueError, "^metrics: .*did you mean"),
         ({"metrics": [" , "]}, ValueError, "^metrics: expected at least one name"),
         ({"metrics": ["psnr_y"]}, ValueError, "^reference: expected ground truth for psnr_y"),
         ({"metrics": ["lr_psnr"]}, ValueError, "^lq: expected"),
@@ -319,7 +370,19 @@ def test_list_elements_are_groups_of_their_own_with_names(host):
         ({"metrics": ["psnr_y"], "reference": [picture(3)]}, ValueError, "^reference: expected 1 or 2 images"),
         ({"metrics": ["psnr_y"], "reference": [picture()], "weights": ["psnr_y"]}, ValueError, "^weights: expected name=number"),
         ({"metrics": ["fid"], "reference": [picture()]}, ValueError, "^metrics: expected metrics of single images"),
-        ({"metrics": ["lpips, musiq"], "reference": [picture()]}, MissingWeightsError, "nothing was downloaded"),
+        (
+            {"metrics": ["lpips, musiq"], "reference": [picture()]},
+            MissingWeightsError,
+            r"(?s)^metrics: lpips, musiq: .*nothing was downloaded",
+        ),
+        ({"metrics": ["ssim_y"], "reference": [picture()]}, ValueError, "^images: expected at least 11 pixels per side"),
+        ({"metrics": ["lr_psnr"], "lq": [picture()], "scale": [4]}, ValueError, "^images: expected 48x40"),
+        ({"metrics": ["psnr_y"], "reference": [picture()], "scale": [5]}, ValueError, "^images: expected more than 10 pixels"),
+        (
+            {"metrics": ["psnr_y"], "reference": [picture()], "weights": ["ssim_y=1"]},
+            ValueError,
+            "^weights: expected one weight for each of",
+        ),
     ],
 )
 def test_reward_refusals(host, inputs, error, text, monkeypatch, tmp_path):
@@ -481,6 +544,21 @@ def test_folder_refusals_and_change(host, tmp_path):
 
 
 MISUSES = {
+    "colour fix": (
+        "OneStepSR",
+        {"model": "net.safetensors", "image": picture(), "scale": 4, "color_fix": "wavlet"},
+        "color_fix: expected one of",
+    ),
+    "tile": (
+        "OneStepSR",
+        {"model": "pix.safetensors", "image": picture(), "scale": 4, "tile_px": 2},
+        "tile_px: expected at least 4",
+    ),
+    "overlap": (
+        "OneStepSR",
+        {"model": "net.safetensors", "image": picture(), "scale": 4, "tile_px": 8, "overlap_px": 8},
+        "overlap_px: expected 0 <= overlap_px < tile_px",
+    ),
     "scale 3.5": ("Degrade", {"image": picture(), "preset": "dp2o", "seed": 0, "scale": 3.5}, "scale: expected an integer"),
     "scale 0": ("Degrade", {"image": picture(), "preset": "dp2o", "seed": 0, "scale": 0}, "scale: expected an integer"),
     "scale -1": ("Degrade", {"image": picture(), "preset": "dp2o", "seed": 0, "scale": -1}, "scale: expected an integer"),
@@ -506,6 +584,7 @@ MISUSES = {
 @pytest.mark.parametrize("case", MISUSES)
 def test_errors_name_the_input_of_the_node(host, case):
     node_id, inputs, text = MISUSES[case]
+    inputs = {name: load(value) if name == "model" else value for name, value in inputs.items()}
     with pytest.raises((ValueError, TypeError), match=f"^{text}"):
         call(node_id, **inputs)
 
@@ -526,13 +605,14 @@ def test_reports_refuse_other_json(host, tmp_path, text):
     assert not list((tmp_path / "out").rglob("*.*"))
 
 
-def test_grey_results_are_luma_as_on_the_command_line(host):
-    from alignsr.core.batch import restore_picture
-
-    grey, model = picture(1, 8, 8, 1), load()
-    sr, *_ = call("OneStepSR", model=model, image=grey, scale=4)
-    alike, _ = restore_picture(model.backbone, grey.movedim(-1, 1), scale=4, notify=print)
-    assert torch.allclose(sr.movedim(-1, 1), alike.clamp(0, 1), atol=1e-5)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_results_are_those_of_the_command_line(host, channels):
+    image, model = picture(1, 70, 20, channels), load()
+    sr, enlarged, _ = call("OneStepSR", model=model, image=image, scale=4, tile_px=48, color_fix="wavelet")
+    alike = batch.restore_picture(
+        model.backbone, image.movedim(-1, 1), scale=4, tile_px=48, color_fix="wavelet", notify=pytest.fail
+    )
+    assert torch.equal(sr.movedim(-1, 1), alike.sr) and torch.equal(enlarged.movedim(-1, 1), alike.lq_up)
 
 
 def test_linked_values_are_unknown_before_the_run(host):

@@ -1,6 +1,6 @@
 """One file per recipe, each a plain function to read from top to bottom; `RECIPES` is what `recipe` in a TOML file may say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,18 +19,27 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+def build_config(values: Mapping[str, Any]) -> tuple[Recipe, Any]:
+    """The recipe that `recipe` names, and its config from all other values.
+
+    Raises:
+        ConfigError: no such recipe, an unknown key or a wrong value; the message names the key.
+    """
+    from ...core.checks import did_you_mean
+    from ..config import ConfigError, from_mapping
+
+    kind = values.get("recipe")
+    if kind not in RECIPES:
+        raise ConfigError(f"recipe: expected one of {', '.join(RECIPES)}, got {kind!r}; {did_you_mean(str(kind), list(RECIPES))}")
+    return RECIPES[kind], from_mapping(RECIPES[kind].config, {key: value for key, value in values.items() if key != "recipe"})
+
+
 def load_config(name: str | Path, sets: tuple[str, ...] | list[str] = ()) -> tuple[Recipe, Any]:
     """Read a TOML file (or a published config by name), apply `--set` items and build the recipe's config.
 
     Raises:
         ConfigError: see `train.config`.
     """
-    from ...core.checks import did_you_mean
-    from ..config import ConfigError, apply_sets, find_config, from_mapping, read_toml
+    from ..config import apply_sets, find_config, read_toml
 
-    values = apply_sets(read_toml(find_config(name)), sets)
-    kind = values.pop("recipe", None)
-    if kind not in RECIPES:
-        raise ConfigError(f"recipe: expected one of {', '.join(RECIPES)}, got {kind!r}; {did_you_mean(str(kind), list(RECIPES))}")
-    recipe = RECIPES[kind]
-    return recipe, from_mapping(recipe.config, values)
+    return build_config(apply_sets(read_toml(find_config(name)), sets))
