@@ -1,31 +1,18 @@
-"""Commands that measure: evaluate and bench."""
+"""Commands that measure: bench here, evaluate from its own file."""
 
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from .terminal import (
-    DeviceOption,
-    JsonFile,
-    PrecisionOption,
-    Progress,
-    Quiet,
-    ScaleOption,
-    TileOption,
-    choose_device,
-    choose_precision,
-    ctrl_c_asks,
-    say,
-    whole_number,
-    write_json,
-    write_text,
-)
+from .evaluate import evaluate
+from .terminal import JsonFile, Quiet, say, write_json
+
+__all__ = ["BENCHMARKS", "bench", "evaluate"]
 
 
 class Benchmark(NamedTuple):
@@ -44,109 +31,6 @@ BENCHMARKS = {
     "bundled-models": Benchmark("bundled_models.py", "PSNR and SSIM of each bundled model against bicubic", "--data DIR"),
 }
 BENCHMARK_FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
-
-
-def evaluate(
-    gt: Annotated[Path, typer.Option("--gt", metavar="DIR", help="Folder of ground truth.")],
-    sr: Annotated[
-        Path | None, typer.Option("--sr", metavar="DIR", help="Folder of results to score.", show_default=False)
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME",
-            help="Score a model instead (with --lq); `bicubic` is the baseline.",
-            show_default=False,
-        ),
-    ] = None,
-    lq: Annotated[
-        Path | None, typer.Option("--lq", metavar="DIR", help="Folder of low-resolution inputs.", show_default=False)
-    ] = None,
-    metrics: Annotated[str, typer.Option("--metrics", metavar="A,B", help="Names, separated by commas.")] = "psnr_y,ssim_y",
-    scale: ScaleOption = 4,
-    crop: Annotated[int, typer.Option("--crop", metavar="PX", help="Border that PSNR and SSIM leave out; -1: the scale.")] = -1,
-    tile_px: TileOption = 0,
-    precision: PrecisionOption = "fp32",
-    device: DeviceOption = "auto",
-    quiet: Quiet = False,
-    json_file: JsonFile = None,
-    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a CSV table.", show_default=False)] = None,
-    markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="Write a Markdown table.", show_default=False)
-    ] = None,
-) -> None:
-    """Score a folder of results, or a model, against ground truth.
-
-    Give either --sr, or --model with --lq. Files are matched by name. Metrics whose weights are not on this computer are named,
-    not downloaded. Ctrl-C stops after the running picture; the reports then hold what was scored.
-    """
-    from ..core.evaluate import Pair, evaluate_pairs, pairs_from_folders
-    from ..core.metrics import spec_of
-
-    factor = whole_number(scale, "--scale")
-    names = [name.strip() for name in metrics.split(",") if name.strip()]
-    for name in names:
-        spec_of(name)
-    if (sr is None) == (model is None) or (model is not None and lq is None):
-        raise ValueError("--sr: expected either --sr DIR, or --model NAME with --lq DIR, got another choice; give one of the two")
-    where = choose_device(device)
-    if sr is not None:
-        pairs: list[Pair] = pairs_from_folders(sr, gt, lq)
-        source: Any = pairs
-        title = sr.name
-    else:
-        assert lq is not None and model is not None
-        pairs = pairs_from_folders(lq, gt, lq)
-        source = _restored(pairs, model, factor, tile_px, where, choose_precision(precision))
-        title = model
-    with Progress(len(pairs), quiet) as bar, ctrl_c_asks() as cancelled:
-        bar.update(0, title)
-        table = evaluate_pairs(
-            source,
-            names,
-            scale=factor,
-            crop=None if crop < 0 else crop,
-            device=where,
-            title=title,
-            progress=lambda done, _total, name: bar.update(done, name),
-            should_stop=cancelled,
-        )
-    write_json(json_file, table.to_dict())
-    if csv is not None:
-        write_text(csv, table.to_csv())
-    if markdown is not None:
-        write_text(markdown, table.to_markdown())
-    if not quiet:
-        typer.echo(table.to_text(), nl=False, err=str(json_file) == "-")
-    if not table.complete:
-        raise KeyboardInterrupt
-    if not table.columns:
-        raise ValueError(f"--metrics: expected at least one metric that can run here, got none; {'; '.join(table.notes())}")
-
-
-def _restored(pairs: Any, model: str, scale: int, tile_px: int, device: Any, precision: Any) -> Iterator[Any]:
-    """The pairs with the model's result in place of a file, one at a time."""
-    from dataclasses import replace
-
-    from ..core.backbones import load_backbone
-    from ..core.batch import restore_picture
-    from ..core.image_files import read_image
-    from ..core.images import to_rgb
-    from ..core.resize import imresize
-    from ..core.restore import move
-    from ..nodes.host import get_host
-
-    backbone = None if model == "bicubic" else move(load_backbone(model, get_host().all_model_dirs()), device, precision)
-    for pair in pairs:
-        pixels = to_rgb(read_image(pair.sr).pixels)
-        if backbone is None:
-            yield replace(pair, sr=imresize(pixels, scale).clamp(0, 1))
-        else:
-            yield replace(
-                pair, sr=restore_picture(backbone, pixels, scale=scale, tile_px=tile_px, is_oom=get_host().is_oom, notify=say)[0]
-            )
 
 
 def bench(

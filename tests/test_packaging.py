@@ -21,6 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CODE_FOLDERS = ("core", "train", "nodes", "runner", "cli")
 ROOT_FILES = ("__init__.py", "__main__.py")
 DATA_FOLDERS = ("core/assets", "configs", "web", "workflows")
+DATA_FILES = ("core/metrics/published.json",)
 HEAVY = "diffusers transformers peft pyiqa torchvision comfy folder_paths spandrel timm accelerate skimage scipy matplotlib cv2"
 NOT_SOURCE = shutil.ignore_patterns(
     ".git", ".venv*", "venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis", "outputs", "out", "runs"
@@ -178,6 +179,7 @@ def test_wheel_holds_the_package_and_its_data_and_nothing_else(copy: Path, wheel
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     code = {path for folder in CODE_FOLDERS for path in (copy / folder).rglob("*.py")} | {copy / name for name in ROOT_FILES}
     data = {path for folder in DATA_FOLDERS for path in (copy / folder).rglob("*") if path.is_file()}
+    data |= {copy / name for name in DATA_FILES}
     expected = {f"alignsr/{path.relative_to(copy).as_posix()}" for path in code | data}
     assert names == expected
 

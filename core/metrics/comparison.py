@@ -188,13 +188,31 @@ class Comparison:
         title = [f"### {escape(self.dataset)}", ""] if self.dataset else []
         return "\n".join([*title, *markdown_lines([header, *ours], self.notes())]) + "\n"
 
-    def to_text(self) -> str:
-        """The table for a terminal, a rule between measured and published rows, notes below."""
+    def to_text(self, width: int = 0) -> str:
+        """The table for a terminal, a rule between measured and published rows, notes below.
+
+        Args:
+            width: characters per line; a wider table is cut into several, each with the column of methods. 0: never.
+        """
         header, rows = self.cells()
-        lines, rule = aligned([header, *rows])
-        cut = 2 + len(self.tables)
-        body = [*lines[:cut], *([rule, *lines[cut:]] if self.published else [])]
+        body: list[str] = []
+        for columns in _parts([header, *rows], width):
+            lines, rule = aligned([[line[column] for column in (0, *columns)] for line in (header, *rows)])
+            cut = 2 + len(self.tables)
+            body += [*([""] if body else []), *lines[:cut], *([rule, *lines[cut:]] if self.published else [])]
         return "\n".join([*([self.dataset] if self.dataset else []), *body, *self.notes()]) + "\n"
+
+
+def _parts(cells: list[list[str]], width: int) -> list[list[int]]:
+    """Columns after the first in as few groups as fit into a width beside the first one, at least one column per group."""
+    first, *widths = (2 + max(len(line[column]) for line in cells) for column in range(len(cells[0])))
+    groups: list[list[int]] = [[]]
+    for column, needed in enumerate(widths, start=1):
+        filled = first - 2 + sum(widths[other - 1] for other in groups[-1])
+        if width and groups[-1] and filled + needed > width:
+            groups.append([])
+        groups[-1].append(column)
+    return groups
 
 
 def _placed(row: list[str], index: int) -> list[tuple[tuple[int, int], str]]:

@@ -45,9 +45,9 @@ OWN: dict[str, MetricSpec] = {
         note="dB, after AESOP's auto-encoder, whose file you name",
     ),
     "lr_psnr": _lr_psnr_spec("lr_psnr", "LR-PSNR", "y", "crops one input pixel"),
-    "lr_psnr_crop0": _lr_psnr_spec("lr_psnr_crop0", "LR-PSNR (crop 0)", "y", "whole images"),
-    "lr_psnr_rgb": _lr_psnr_spec("lr_psnr_rgb", "LR-PSNR (RGB)", "rgb", "crops one input pixel"),
-    "lr_psnr_rgb_crop0": _lr_psnr_spec("lr_psnr_rgb_crop0", "LR-PSNR (RGB, crop 0)", "rgb", "whole images"),
+    "lr_psnr_crop0": _lr_psnr_spec("lr_psnr_crop0", "LR-PSNR c0", "y", "whole images"),
+    "lr_psnr_rgb": _lr_psnr_spec("lr_psnr_rgb", "LR-PSNR RGB", "rgb", "crops one input pixel"),
+    "lr_psnr_rgb_crop0": _lr_psnr_spec("lr_psnr_rgb_crop0", "LR-PSNR RGB c0", "rgb", "whole images"),
     "lsd": MetricSpec(
         "lsd",
         "LSD",
