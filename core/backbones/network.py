@@ -10,12 +10,17 @@ from torch import Tensor, nn
 from ..checks import check_image
 from ..images import pad_to_multiple
 from ..networks import build_network
-from ..networks.official import describe_network, identify, is_autoencoder, read_official, srresnet_options
+from ..networks.official import (
+    SPANDREL_MISFITS,
+    describe_network,
+    identify,
+    is_autoencoder,
+    misfit,
+    network_options,
+    read_official,
+)
 from ..weights import WeightsError, load_into
 from .base import BackboneSpec, parameter_count
-
-# what spandrel's detectors raise for weights that only resemble an architecture
-_MISFITS = (RuntimeError, LookupError, ValueError, TypeError, AssertionError, AttributeError)
 
 
 class NetworkBackbone:
@@ -108,7 +113,7 @@ def build(architecture: str, options: dict[str, Any], name: str = "network", lic
 
 
 def load(path: Path, info: dict[str, Any]) -> NetworkBackbone:
-    """Load our own file by its header, or any other file through spandrel, which detects the architecture.
+    """Load our own file by its header, RRDBNet and MSRResNet by their names, any other file by spandrel, which detects it.
 
     Raises:
         WeightsError: damaged or unsafe file, weights that do not fit, an auto-encoder, or an architecture nobody here knows.
@@ -124,8 +129,8 @@ def load(path: Path, info: dict[str, Any]) -> NetworkBackbone:
             info["architecture"], info["options"], str(info.get("name", path.stem)), str(info.get("licence", "unknown"))
         )
         load_into(backbone.network, _float32(state), str(path))
-    elif identify(state) == "srresnet":  # spandrel does not know it
-        backbone = build("srresnet", srresnet_options(state), path.stem, "unknown")
+    elif (kind := identify(state)) in ("rrdb", "srresnet"):  # spandrel knows one growth of the first and not the second
+        backbone = build(kind, network_options(state), path.stem, "unknown")
         load_into(backbone.network, _float32(state), str(path))
     else:
         backbone = _from_spandrel(path, state)
@@ -143,10 +148,11 @@ def _from_spandrel(path: Path, state: dict[str, Tensor]) -> NetworkBackbone:
     spandrel = import_spandrel()
     try:
         found: Any = spandrel.ModelLoader(device="cpu").load_from_state_dict(state)
-    except (spandrel.UnsupportedModelError, *_MISFITS) as error:
+    except (spandrel.UnsupportedModelError, *SPANDREL_MISFITS) as error:
         raise WeightsError(
             f"{path}: expected a super-resolution network, got weights of an architecture that spandrel does not know "
-            f"or that do not fit ({type(error).__name__}); supported are AlignSR files and spandrel's architectures"
+            f"or that do not fit ({misfit(error)}); supported are AlignSR files and spandrel's "
+            "architectures"
         ) from error
     if (
         not isinstance(found, spandrel.ImageModelDescriptor)

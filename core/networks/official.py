@@ -15,7 +15,9 @@ from .autoencoder import ARCHITECTURE, SCALES, build_autoencoder
 ENCODER_ALIASES = {"encoder.0.": "conv_first.", "encoder.2.": "body.", "encoder.3.": "conv_last."}  # 1 is the unshuffle
 _ENCODER_PARTS = tuple(ENCODER_ALIASES.values())
 _FLAT_ADJUST = re.compile(r"layers\.\d+\.adjust\d\.weight")
-EXPORTABLE = ("rrdb", "swinir", "drct")  # what spandrel, and with it ComfyUI, detects
+# what spandrel's detectors and constructors raise for weights that only resemble an architecture
+SPANDREL_MISFITS = (RuntimeError, LookupError, ValueError, TypeError, AssertionError, AttributeError)
+EXPORTABLE = {"rrdb": "ESRGAN", "swinir": "SwinIR", "drct": "DRCT"}  # ours -> spandrel's, and so ComfyUI's, name for it
 
 
 def read_official(path: str | Path) -> dict[str, Tensor]:
@@ -50,8 +52,8 @@ def with_4d_adjust(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_autoencoder(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of an AESOP auto-encoder: a whole network below `decoder.`."""
-    return any(name.startswith("decoder.conv_") for name in state)
+    """Whether the names are those of an AESOP auto-encoder: a whole super-resolution network below `decoder.`."""
+    return "decoder.conv_first.weight" in state and "decoder.conv_last.weight" in state
 
 
 def canonical_state(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -153,13 +155,20 @@ def identify(state: Mapping[str, Tensor]) -> str:
     if is_autoencoder(state):
         return ARCHITECTURE
     marks = {
-        "rrdb": ("conv_first.weight", "body.0.rdb1.conv1.weight", "conv_body.weight", "conv_last.weight"),
+        "rrdb": ("conv_first.weight", "body.0.rdb1.conv1.weight", "conv_up2.weight", "conv_last.weight"),
         "srresnet": ("conv_first.weight", "body.0.conv1.weight", "upconv1.weight", "conv_last.weight"),
         "swinir": ("conv_first.weight", "layers.0.residual_group.blocks.0.attn.qkv.weight", "upsample.0.weight"),
         "drct": ("conv_first.weight", "layers.0.swin1.attn.qkv.weight", "layers.0.adjust1.weight", "upsample.0.weight"),
         "lite": ("head.weight", "body.0.conv1.weight", "tail.weight"),
     }
-    return next((name for name, keys in marks.items() if all(key in state for key in keys)), "")
+    found = next((name for name, keys in marks.items() if all(key in state for key in keys)), "")
+    return found if found != "rrdb" or _is_colour_rrdb(state) else ""
+
+
+def _is_colour_rrdb(state: Mapping[str, Tensor]) -> bool:
+    """RRDBNet as we build it: RGB in and out, without the 1x1 paths of ESRGAN+; spandrel knows grey ones and those."""
+    colour = state["conv_first.weight"].shape[1] in (3, 12, 48) and state["conv_last.weight"].shape[0] == 3
+    return colour and not any(".conv1x1." in name for name in state)
 
 
 def describe_network(state: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> str:
@@ -170,18 +179,30 @@ def describe_network(state: Mapping[str, Tensor], info: Mapping[str, Any] | None
     return f"a super-resolution network ({kind})" if kind else f"weights of another kind ({min(state, default='none')}, ...)"
 
 
-def srresnet_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Keyword arguments of `MSRResNet` from its weights; spandrel does not know this one."""
-    features = state["conv_first.weight"].shape[0]
-    shuffle = math.isqrt(state["upconv1.weight"].shape[0] // features)
-    return {"scale": 4 if "upconv2.weight" in state else shuffle, "features": features, "blocks": _count(state, "body")}
+def network_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Keyword arguments of `RRDBNet` or `MSRResNet` from the shapes of their weights.
+
+    Args:
+        state: weights that `identify` calls "rrdb" or "srresnet".
+    """
+    features, inputs = state["conv_first.weight"].shape[:2]
+    options = {"features": features, "blocks": _count(state, "body")}
+    if "upconv1.weight" in state:
+        shuffle = math.isqrt(state["upconv1.weight"].shape[0] // features)
+        return {"scale": 4 if "upconv2.weight" in state else shuffle, **options}
+    return {"scale": {12: 2, 48: 1}.get(inputs, 4), "growth": state["body.0.rdb1.conv1.weight"].shape[0], **options}
+
+
+def misfit(error: Exception) -> str:
+    """An error of spandrel's in one line: its kind and the start of its text."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def export_for_comfy(source: str | Path, target: str | Path) -> Path:
     """Write a super-resolution network as safetensors that spandrel, and so ComfyUI's Load Upscale Model, accepts.
 
-    Names and shapes become those that spandrel detects (DRCT's `adjust` as 1x1 convolutions); the file is accepted only after
-    spandrel has built the network from exactly what will be written and has given back every tensor unchanged.
+    Names and shapes become those that spandrel detects (DRCT's `adjust` as 1x1 convolutions), values stay as they are. The file
+    is written only after spandrel has detected, built and strictly filled the network from these very tensors.
 
     Args:
         source: a file of ours or of the BasicSR family.
@@ -191,7 +212,8 @@ def export_for_comfy(source: str | Path, target: str | Path) -> Path:
         The written path.
 
     Raises:
-        WeightsError: an auto-encoder, or an architecture that spandrel does not know.
+        WeightsError: an auto-encoder, an architecture that spandrel does not know, or sizes that it cannot build (it has
+            dense layers of width 32 only).
 
     Source:
         Specification aesop.md 3.5, 3.6.
@@ -201,15 +223,22 @@ def export_for_comfy(source: str | Path, target: str | Path) -> Path:
     source = Path(source)
     info = read_info(source) if source.suffix == ".safetensors" else {}
     state = {name: tensor.contiguous() for name, tensor in read_official(source).items()}
-    if identify(state) not in EXPORTABLE:
+    kind = identify(state)
+    if kind not in EXPORTABLE:
         raise WeightsError(
             f"{source}: expected a network of {', '.join(EXPORTABLE)}, got {describe_network(state, info)}; "
             "ComfyUI's own loader does not know others, load it with AlignSR's node"
         )
     spandrel = import_spandrel()
-    loaded: Any = spandrel.ModelLoader(device="cpu").load_from_state_dict(dict(state))
-    if identify(state) != "rrdb":  # spandrel gives that one its older names
-        check_state(state, loaded.model.state_dict(), str(source))
+    try:
+        found: Any = spandrel.ModelLoader(device="cpu").load_from_state_dict(dict(state))
+    except (spandrel.UnsupportedModelError, *SPANDREL_MISFITS) as error:
+        raise WeightsError(
+            f"{source}: expected weights that spandrel can build a network from, got {kind} weights that it refuses "
+            f"({misfit(error)}); train with the published sizes to use ComfyUI's own loader"
+        ) from error
+    if found.architecture.id != EXPORTABLE[kind]:
+        raise WeightsError(f"{source}: expected {EXPORTABLE[kind]} to spandrel, got {found.architecture.id}; check the weights")
     return save_weights(target, state, info or None)
 
 
