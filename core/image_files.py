@@ -1,5 +1,6 @@
 """Image files in and out: 8 and 16 bit, grey, RGB, alpha; EXIF, ICC profile and format are kept; writing is atomic."""
 
+import io
 import struct
 import warnings
 from collections.abc import Callable
@@ -55,22 +56,28 @@ def list_images(folder: str | Path) -> list[Path]:
     )
 
 
-def read_image(path: str | Path) -> ImageFile:
+def read_image(path: str | Path, content: bytes | None = None) -> ImageFile:
     """Decode an image file.
+
+    Args:
+        path: the file; with `content` only its name, for messages.
+        content: the encoded picture where it lies inside another file, such as a tar archive.
 
     Raises:
         FileNotFoundError: no such file.
-        ImageFileError: not an image, truncated, empty, or too large a header (decompression bomb).
+        ImageFileError: a folder, not an image, truncated, empty, or too large a header (decompression bomb).
     """
     path = Path(path)
-    if not path.is_file():
+    if content is None and path.is_dir():
+        raise ImageFileError(f"{path}: expected an image file, got a folder; name one of the pictures in it")
+    if content is None and not path.is_file():
         raise FileNotFoundError(f"image: expected a file at {path}, found none; check the path")
-    if path.stat().st_size == 0:
+    if (path.stat().st_size if content is None else len(content)) == 0:
         raise ImageFileError(f"{path}: expected an image, got an empty file; get it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit below is the stricter one
-            with Image.open(path) as opened:
+            with Image.open(path if content is None else io.BytesIO(content)) as opened:
                 width, height = opened.size
                 if width * height > MAX_PIXELS:
                     raise ImageFileError(
@@ -82,7 +89,7 @@ def read_image(path: str | Path) -> ImageFile:
                 exif, orientation = _read_exif(opened)  # before decoding: Pillow turns TIFF files then and forgets their tags
                 opened.load()
                 array, depth = (
-                    (_read_16bit_colour(path, orientation), 16)
+                    (_read_16bit_colour(path, content, orientation), 16)
                     if is_deep
                     else _to_array(ImageOps.exif_transpose(opened), str(path))
                 )
@@ -128,12 +135,13 @@ def _read_exif(image: Image.Image) -> tuple[bytes | None, int]:
     return None if is_empty else kept.tobytes(), int(read.get(ExifTags.Base.Orientation, 1))
 
 
-def _read_16bit_colour(path: Path, orientation: int) -> Any:
+def _read_16bit_colour(path: Path, content: bytes | None, orientation: int) -> Any:
     """float32 [H, W, 3|4] of a file for which `_has_16bit_colour` holds, turned as its EXIF block says."""
     from .compat import import_third_party
 
     cv2 = import_third_party("cv2")
-    values: Any = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    encoded = np.fromfile(path, np.uint8) if content is None else np.frombuffer(content, np.uint8)
+    values: Any = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16 or values.ndim != 3:
         raise ImageFileError(f"{path}: expected 16-bit colours, got a coding that cannot be read; save it again as PNG or TIFF")
     values = values[..., [2, 1, 0, 3][: values.shape[2]]]

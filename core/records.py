@@ -21,9 +21,9 @@ class PairBatch:
     gt: Tensor
     names: tuple[str, ...]
 
-    def to(self, device: str | Any) -> "PairBatch":
-        """The same batch on another device."""
-        return PairBatch(self.lq.to(device), self.gt.to(device), self.names)
+    def to(self, device: str | Any, *, non_blocking: bool = False) -> "PairBatch":
+        """The same batch on another device; `non_blocking` lets a GPU copy from page-locked memory while it computes."""
+        return PairBatch(self.lq.to(device, non_blocking=non_blocking), self.gt.to(device, non_blocking=non_blocking), self.names)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,21 @@ T = TypeVar("T")
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
+_RUN_ONLY, _ADDED = "run_only", "added"
+
+
 class ConfigError(ValueError):
     """A config that cannot be used; the message names the key."""
+
+
+def run_only(default: Any) -> Any:
+    """A field that cannot change what is learned: left out of `config_hash`, so it may change between a start and a resume."""
+    return field(default=default, metadata={_RUN_ONLY: True})
+
+
+def added(default: Any, *, is_run_only: bool = False) -> Any:
+    """A field that joined its config later: left out of `config_hash` at its default, so older runs can still be resumed."""
+    return field(default=default, metadata={_ADDED: True, _RUN_ONLY: is_run_only})
 
 
 @dataclass(frozen=True)
@@ -51,11 +64,12 @@ class RunConfig:
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # autocast of the forward pass; weights stay fp32
     ema_decay: float = 0.999  # exponential moving average of the weights; 0 turns it off
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2  # the newest ones; the last step is always kept
-    log_every: int = 10
-    preview_every: int = 100
-    validate_every: int = 1000  # 0 turns validation off
+    checkpoint_every: int = run_only(500)
+    keep_checkpoints: int = run_only(2)  # the newest ones; the last step is always kept
+    export_every: int = added(0, is_run_only=True)  # weight files kept for good, to choose the best later; 0: only the last
+    log_every: int = run_only(10)
+    preview_every: int = run_only(100)
+    validate_every: int = run_only(1000)  # 0 turns validation off
     num_threads: int = 0  # CPU threads of torch; 0 leaves them alone. Bit-for-bit repeats need the same number.
     channels_last: bool = False  # faster convolutions
 
@@ -66,9 +80,17 @@ class DataConfig:
 
     folders: tuple[str, ...] = ("data/train",)  # read recursively; relative to the working folder
     gt_patch_px: int = 192
-    augment: bool = True  # the eight flips and quarter turns
+    augment: bool = True  # flips and quarter turns
+    turns: Literal["all", "horizontal"] = added("all")  # of `augment`: all eight, or mirroring left to right only
     holdout: int = 0  # the last N files (by name) are kept for validation
-    cache_images: bool = True  # keep decoded images in memory
+    cache_images: bool = run_only(True)  # keep decoded images in memory
+    decoded_cache: str = added("", is_run_only=True)  # folder to decode pictures into once, so that crops read only their rows
+    subimage_px: int = added(0)  # draw from a grid of sub-images of this side: large pictures count more; 0: whole pictures
+    subimage_step_px: int = added(240)
+    lq_folders: tuple[str, ...] = added(())  # low-resolution files made beforehand, one folder per entry of `folders`
+    lq_suffix: str = added("")  # what their names have after the ground truth's: "x4" for 0801.png and 0801x4.png
+    shards: tuple[str, ...] = added(())  # WebDataset tar files instead of folders; {000..041} and * are expanded
+    workers: int = added(0, is_run_only=True)  # threads that prepare coming batches; 0: each batch when it is needed
     degradation: str = "matlab"  # `matlab`: 8-bit imresize of the whole picture, as the benchmarks; else a preset's name
     jpeg: Literal["codec", "differentiable"] = "codec"
     pool_size: int = 0  # degradation presets: pairs kept for reuse; 0 degrades every sample anew
@@ -208,8 +230,29 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def config_hash(config: Any) -> str:
-    """12 hexadecimal digits that change with any value of the config: the name of a run's folder."""
-    return hashlib.sha256(json.dumps(to_mapping(config), sort_keys=True).encode()).hexdigest()[:12]
+    """12 hexadecimal digits that change with any value that can change what is learned: the name of a run's folder."""
+    return _digest(_hashed_values(config, keep_run_only=False))
+
+
+def accepted_hashes(config: Any) -> tuple[str, ...]:
+    """The hashes under which a checkpoint of this config may have been written: today's, and the one over every value before."""
+    return config_hash(config), _digest(_hashed_values(config, keep_run_only=True))
+
+
+def _hashed_values(config: Any, keep_run_only: bool) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value, is_run_only = getattr(config, item.name), item.metadata.get(_RUN_ONLY, False)
+        if item.metadata.get(_ADDED, False) and (is_run_only or value == item.default):
+            continue
+        if not is_run_only or keep_run_only:
+            is_table = dataclasses.is_dataclass(value)
+            values[item.name] = _hashed_values(value, keep_run_only) if is_table else value
+    return values
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def positive(config: Any, *names: str, low: float = 1) -> None:

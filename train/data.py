@@ -1,33 +1,39 @@
-"""Files and folders -> PairBatch.
+"""Pictures -> PairBatch.
 
-Every sample is a pure function of (seed, sample index), so order, workers and resuming cannot change it.
+Every sample is a pure function of (seed, sample index), so order, workers, processes and resuming cannot change it.
 """
 
+import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 from ..core.checks import check_positive_int
-from ..core.image_files import list_images, read_image
-from ..core.images import to_rgb
 from ..core.records import PairBatch
-from ..core.resize import imresize_uint8
 from .config import DataConfig
+from .sources import DataError, Source, find_sources
+from .store import ImageStore, Windows
 
+__all__ = ["DataError", "ImageStore", "PairData", "dihedral", "sample_seed"]
 
-class DataError(ValueError):
-    """Training data that cannot be used; the message names the file or folder."""
+LOGGER = logging.getLogger("alignsr")
+Pooled = tuple[Tensor, Tensor, str]
 
 
 @dataclass(frozen=True)
 class _Sample:
     """The draws of one sample."""
 
-    file: int
+    file: int  # or window
     top: float
     left: float
     turn: int
@@ -45,7 +51,7 @@ def _draw(seed: int, index: int, files: int) -> _Sample:
 
 
 def dihedral(x: Tensor, turn: int) -> Tensor:
-    """One of the eight flips and quarter turns of [..., H, W]; turn 0 is the identity."""
+    """One of the eight flips and quarter turns of [..., H, W]; turn 0 is the identity, turn 1 mirrors left and right."""
     if turn & 1:
         x = x.flip(-1)
     if turn & 2:
@@ -53,105 +59,87 @@ def dihedral(x: Tensor, turn: int) -> Tensor:
     return x.transpose(-1, -2) if turn & 4 else x
 
 
-class ImageStore:
-    """Decoded 8-bit RGB images by index, with their 8-bit MATLAB reductions, cached in memory on demand.
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Samples are computed by one thread each, here and in workers: sums over several threads could differ in the last bit."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class ShardOrder:
+    """Which picture of a set of shards is sample `index`.
+
+    Every epoch has all of them once, shard after shard in a shuffled order, and shuffled inside each shard. It is a pure function
+    of the index, so processes share the order by taking turns and a resumed run goes on in it; neighbouring samples lie in one
+    shard, so that large sets are read nearly in order.
 
     Args:
-        files: image paths.
-        scale: reduction of `pair`.
-        cache: keep what was read.
+        shards: the shard of every picture, non-decreasing.
+        seed: of the order.
     """
 
-    def __init__(self, files: Sequence[Path], scale: int, cache: bool = True) -> None:
-        self.files = list(files)
-        self.scale = scale
-        self.cache = cache
-        self._pairs: dict[int, tuple[Tensor, Tensor]] = {}
-        self._images: dict[int, Tensor] = {}
+    def __init__(self, shards: Sequence[int], seed: int) -> None:
+        self.seed, self.count = seed, len(shards)
+        starts = [i for i, shard in enumerate(shards) if i == 0 or shards[i - 1] != shard]
+        self._spans = list(zip(starts, [*starts[1:], len(shards)], strict=True))
+        self._epoch = lru_cache(maxsize=4)(self._order_of_shards)
+        self._inside = lru_cache(maxsize=64)(self._order_inside)
 
-    def image(self, index: int) -> Tensor:
-        """[3, H, W] uint8, cut to a multiple of the scale."""
-        if index in self._images:
-            return self._images[index]
-        pixels = to_rgb(read_image(self.files[index]).pixels)[0]
-        height, width = (side - side % self.scale for side in pixels.shape[-2:])
-        image = (pixels[:, :height, :width] * 255).round().to(torch.uint8)
-        if self.cache:
-            self._images[index] = image
-        return image
+    def __call__(self, index: int) -> int:
+        epoch, position = divmod(index, self.count)
+        for shard, end in self._epoch(epoch):
+            first, last = self._spans[shard]
+            if position < end:
+                return first + self._inside(epoch, shard)[position - (end - (last - first))]
+        raise AssertionError("positions below count lie in a shard")
 
-    def pair(self, index: int) -> tuple[Tensor, Tensor]:
-        """(gt, lq) as uint8, lq by the 8-bit MATLAB resize of the whole picture, as the benchmark files are made."""
-        if index in self._pairs:
-            return self._pairs[index]
-        gt = self.image(index)
-        pair = (gt, imresize_uint8(gt, 1 / self.scale))
-        if self.cache:
-            self._pairs[index] = pair
-        return pair
+    def _order_of_shards(self, epoch: int) -> list[tuple[int, int]]:
+        order = list(range(len(self._spans)))
+        random.Random(f"alignsr:{self.seed}:{epoch}").shuffle(order)
+        return list(zip(order, accumulate(self._spans[s][1] - self._spans[s][0] for s in order), strict=True))
 
-
-def find_files(config: DataConfig) -> tuple[list[Path], list[Path]]:
-    """(training files, held-out files) of the config's folders.
-
-    Raises:
-        DataError: a folder that does not exist or holds no image, or fewer files than are held out.
-    """
-    files: list[Path] = []
-    for folder in config.folders:
-        path = Path(folder).expanduser()
-        if not path.is_dir():
-            raise DataError(
-                f"data.folders: expected a folder of images at {path}, found none; pass --set 'data.folders=[\"DIR\"]'"
-            )
-        found = list_images(path)
-        if not found:
-            raise DataError(f"data.folders: expected images in {path}, found none; choose another folder")
-        files += found
-    keep = len(files) - config.holdout
-    if keep < 1:
-        raise DataError(f"data.holdout: expected fewer than {len(files)} files, got {config.holdout}; hold out fewer")
-    return files[:keep], files[keep:]
+    def _order_inside(self, epoch: int, shard: int) -> list[int]:
+        first, last = self._spans[shard]
+        order = list(range(last - first))
+        random.Random(f"alignsr:{self.seed}:{epoch}:{shard}").shuffle(order)
+        return order
 
 
 class PairData:
-    """Training pairs: `batch(first_index, size)` gives `size` samples of an endless, fixed sequence from first_index on.
+    """Training pairs as an endless, fixed sequence; several threads may ask for batches of it at once.
 
     Args:
-        config: where files are and how they are degraded.
+        config: where pictures are and how they are degraded.
         scale: upscaling factor.
         seed: of the sequence.
         samples_per_step: samples of one optimiser step over all processes; the pool of degraded pairs slides once per step.
 
     Raises:
-        DataError: see `find_files`; also a patch that is not a multiple of the scale, or a picture smaller than the patch.
+        DataError: see `find_sources`; also a patch that is not a multiple of the scale, or a picture smaller than the patch.
         ValueError: unknown degradation preset.
     """
 
     def __init__(self, config: DataConfig, scale: int, seed: int, samples_per_step: int = 1) -> None:
-        check_positive_int(config.gt_patch_px, "data.gt_patch_px")
-        if config.gt_patch_px % scale:
-            raise DataError(f"data.gt_patch_px: expected a multiple of the scale {scale}, got {config.gt_patch_px}; change it")
-        check_positive_int(config.holdout, "data.holdout", low=0)
-        if config.degradation != "matlab" and config.pool_size:
-            check_positive_int(config.pool_size, "data.pool_size", low=0)
-            check_positive_int(config.pool_refresh, "data.pool_refresh", low=0)
-            if config.pool_patch_px < config.gt_patch_px or config.pool_patch_px % scale:
-                raise DataError(
-                    f"data.pool_patch_px: expected a multiple of {scale} from data.gt_patch_px {config.gt_patch_px} on, "
-                    f"got {config.pool_patch_px}; change it"
-                )
-        if config.degradation != "matlab":
-            from ..core.degradation import find_config
-
-            find_config(config.degradation)  # an unknown preset is told before anything is read or written
+        _check(config, scale)
         self.config = config
         self.scale = scale
         self.seed = seed
         self.samples_per_step = samples_per_step
-        files, self.held_out = find_files(config)
-        self.store = ImageStore(files, scale, config.cache_images)
-        self._pool: dict[int, tuple[Tensor, Tensor, str]] = {}
+        sources, self.held_out = find_sources(config, scale)
+        folder = Path(config.decoded_cache).expanduser() if config.decoded_cache else None
+        self.store = ImageStore(sources, scale, config.cache_images, folder)
+        self._order = ShardOrder([source.shard for source in sources], seed) if config.shards else None
+        self._windows = self._grid(sources) if config.subimage_px else None
+        self._pool: dict[int, Future[Pooled]] = {}
+        self._lock = Lock()
+        self._told: set[str] = set()
 
     def check_held_out(self, minimum_px: int) -> None:
         """Read the validation pictures once, so that a bad one stops a run at its start and not hours later.
@@ -159,80 +147,121 @@ class PairData:
         Raises:
             DataError: names the file that cannot be read or is too small; `on_error = "skip"` leaves it out instead.
         """
-        usable: list[Path] = []
-        for path in self.held_out:
+        usable: list[Source] = []
+        for source in self.held_out:
             try:
-                sides = read_image(path).pixels.shape[-2:]
+                sides = source.gt.read().pixels.shape[-2:]
                 problem = (
                     "" if min(sides) >= minimum_px else f"expected sides of at least {minimum_px} px, got {sides[0]}x{sides[1]}"
                 )
             except (OSError, ValueError) as error:
                 problem = f"not readable as an image ({error})"
-            if not problem:
-                usable.append(path)
-            elif self.config.on_error == "stop":
-                raise DataError(f'{path}: {problem}; remove it or set data.on_error = "skip"')
+            if problem:
+                self._complain(f"{source.gt.label}: {problem}; remove it")
+            else:
+                usable.append(source)
         self.held_out = usable
 
     def batch(self, first_index: int, size: int) -> PairBatch:
         """The samples [first_index, first_index + size) as one batch."""
-        if self.config.degradation == "matlab":
-            samples = [self._matlab_sample(first_index + i) for i in range(size)]
-        elif self.config.pool_size:
-            samples = [self._pooled_sample(first_index + i) for i in range(size)]
-        else:
-            return self._degraded(range(first_index, first_index + size), self.config.gt_patch_px)
-        gts, lqs, names = zip(*samples, strict=True)
-        return PairBatch(torch.stack(lqs).float() / 255, torch.stack(gts).float() / 255, tuple(names))
+        with one_thread():
+            if self.config.degradation == "matlab":
+                samples = [self._matlab_sample(first_index + i) for i in range(size)]
+            elif self.config.pool_size:
+                samples = [self._pooled_sample(first_index + i) for i in range(size)]
+            else:
+                return self._degraded(range(first_index, first_index + size), self.config.gt_patch_px)
+            gts, lqs, names = zip(*samples, strict=True)
+            return PairBatch(torch.stack(lqs).float() / 255, torch.stack(gts).float() / 255, tuple(names))
 
-    def _readable(self, draw: _Sample, need_pair: bool) -> tuple[Tensor, Tensor | None, str]:
-        """The drawn picture; unreadable files stop the run or, if so configured, the next file takes their place."""
-        for offset in range(len(self.store.files)):
-            index = (draw.file + offset) % len(self.store.files)
-            path = self.store.files[index]
+    def forget_before(self, first_index: int) -> None:
+        """Let go of pooled pairs that no sample from `first_index` on can use."""
+        oldest = self._newest(first_index) - self.config.pool_size
+        with self._lock:
+            for stale in [pair for pair in self._pool if pair < oldest]:
+                del self._pool[stale]
+
+    def _grid(self, sources: Sequence[Source]) -> Windows:
+        sizes: list[tuple[int, int]] = []
+        for source in sources:
             try:
-                gt, lq = self.store.pair(index) if need_pair else (self.store.image(index), None)
+                height, width = source.gt.sides()
+            except (OSError, ValueError, SyntaxError) as error:
+                self._complain(f"{source.gt.label}: not readable as an image ({error}); remove it")
+                height = width = 0
+            sizes.append((height - height % self.scale, width - width % self.scale))
+        return Windows(sizes, self.config.subimage_px, self.config.subimage_step_px)
+
+    def _complain(self, problem: str) -> None:
+        """Stop with the message or, if so configured, say it once and go on without the picture."""
+        if self.config.on_error == "stop":
+            raise DataError(f'{problem} or set data.on_error = "skip"')
+        with self._lock:
+            is_new = problem not in self._told
+            self._told.add(problem)
+        if is_new:
+            LOGGER.warning("%s; left out", problem)
+
+    def _readable(self, index: int, need_pair: bool) -> tuple[Tensor, Tensor | None, _Sample, str]:
+        """The picture of a sample, or its window; if it cannot be used, the run stops or the next one takes its place."""
+        units = len(self._windows) if self._windows else len(self.store.sources)
+        draw = _draw(self.seed, index, units)
+        chosen, top, left = self._windows.locate(draw.file) if self._windows else (draw.file, 0, 0)
+        chosen = self._order(index) if self._order else chosen
+        for offset in range(len(self.store.sources)):
+            number = (chosen + offset) % len(self.store.sources)
+            source = self.store.sources[number].gt
+            try:
+                gt, lq = self.store.pair(number) if need_pair else (self.store.image(number), None)
+            except DataError as error:
+                self._complain(f"{error}; remove it")
+                continue
             except (OSError, ValueError) as error:
-                if self.config.on_error == "stop":
-                    raise DataError(
-                        f'{path}: not readable as an image ({error}); remove it or set data.on_error = "skip"'
-                    ) from error
+                self._complain(f"{source.label}: not readable as an image ({error}); remove it")
                 continue
             if min(gt.shape[-2:]) < self.config.gt_patch_px:
-                if self.config.on_error == "stop":
-                    raise DataError(
-                        f"{path}: expected sides of at least {self.config.gt_patch_px} px, got {gt.shape[-2]}x{gt.shape[-1]}; "
-                        'lower data.gt_patch_px, remove it or set data.on_error = "skip"'
-                    )
+                self._complain(
+                    f"{source.label}: expected sides of at least {self.config.gt_patch_px} px, got "
+                    f"{gt.shape[-2]}x{gt.shape[-1]}; lower data.gt_patch_px, remove it"
+                )
                 continue
-            return gt, lq, path.name
+            if self._windows:
+                gt, lq = self._window(gt, lq, *((top, left) if offset == 0 else (0, 0)))
+            return gt, lq, draw, source.name
         raise DataError(f"data.folders: expected at least one usable image in {', '.join(self.config.folders)}, found none")
 
-    def _matlab_sample(self, index: int) -> tuple[Tensor, Tensor, str]:
-        draw = _draw(self.seed, index, len(self.store.files))
-        gt, lq, name = self._readable(draw, need_pair=True)
+    def _window(self, gt: Tensor, lq: Tensor | None, top: int, left: int) -> tuple[Tensor, Tensor | None]:
+        side, s = self.config.subimage_px, self.scale
+        gt = gt[:, top : top + side, left : left + side]
+        return gt, None if lq is None else lq[:, top // s : (top + side) // s, left // s : (left + side) // s]
+
+    def _matlab_sample(self, index: int) -> Pooled:
+        gt, lq, draw, name = self._readable(index, need_pair=True)
         assert lq is not None
         return (*self._cut(gt, lq, draw), name)
+
+    def _turn(self, draw: _Sample) -> int:
+        if not self.config.augment:
+            return 0
+        return draw.turn if self.config.turns == "all" else draw.turn & 1
 
     def _cut(self, gt: Tensor, lq: Tensor, draw: _Sample) -> tuple[Tensor, Tensor]:
         """The same random patch of both, turned the same way."""
         patch = self.config.gt_patch_px // self.scale
         top = int(draw.top * (lq.shape[-2] - patch + 1))
         left = int(draw.left * (lq.shape[-1] - patch + 1))
-        s = self.scale
+        s, turn = self.scale, self._turn(draw)
         gt = gt[:, top * s : (top + patch) * s, left * s : (left + patch) * s]
         lq = lq[:, top : top + patch, left : left + patch]
-        turn = draw.turn if self.config.augment else 0
         return dihedral(gt, turn), dihedral(lq, turn)
 
     def _crop(self, index: int, size_px: int) -> tuple[Tensor, int, str]:
         """A square ground-truth crop for degradation, as large as the picture allows up to size_px."""
-        draw = _draw(self.seed, index, len(self.store.files))
-        gt, _, name = self._readable(draw, need_pair=False)
+        gt, _, draw, name = self._readable(index, need_pair=False)
         side = min(size_px, *(n - n % self.scale for n in gt.shape[-2:]))
         top, left = (int(r * (n - side + 1)) for r, n in zip((draw.top, draw.left), gt.shape[-2:], strict=True))
         gt = gt[:, top : top + side, left : left + side]
-        return dihedral(gt, draw.turn if self.config.augment else 0), draw.seed, name
+        return dihedral(gt, self._turn(draw)), draw.seed, name
 
     def _degraded(self, indices: Sequence[int], size_px: int) -> PairBatch:
         from ..core.degradation import degrade
@@ -243,17 +272,67 @@ class PairData:
         made = degrade(gt, self.config.degradation, seeds=[seed for _, seed, _ in crops], scale=self.scale, jpeg=self.config.jpeg)
         return PairBatch(made.lq, gt, tuple(name for _, _, name in crops))
 
-    def _pooled_sample(self, index: int) -> tuple[Tensor, Tensor, str]:
+    def _newest(self, index: int) -> int:
+        return self.config.pool_size + (index // self.samples_per_step) * self.config.pool_refresh
+
+    def _pooled_sample(self, index: int) -> Pooled:
         """A random patch of one of the `pool_size` newest pairs; the pool slides on by `pool_refresh` pairs per step."""
-        newest = self.config.pool_size + (index // self.samples_per_step) * self.config.pool_refresh
-        for stale in [key for key in self._pool if key < newest - self.config.pool_size or key >= newest]:
-            del self._pool[stale]
         rng = random.Random(sample_seed(self.seed + 1, index))
-        pair = newest - 1 - rng.randrange(self.config.pool_size)
-        if pair not in self._pool:
-            made = self._degraded([pair], self.config.pool_patch_px)
-            as_bytes = [(x[0] * 255).round().to(torch.uint8) for x in (made.gt, made.lq)]
-            self._pool[pair] = (as_bytes[0], as_bytes[1], made.names[0])
-        gt, lq, name = self._pool[pair]
+        gt, lq, name = self._pooled_pair(self._newest(index) - 1 - rng.randrange(self.config.pool_size))
         draw = _Sample(0, rng.random(), rng.random(), rng.randrange(8), 0)
         return (*self._cut(gt, lq, draw), name)
+
+    def _pooled_pair(self, pair: int) -> Pooled:
+        """Pair number `pair`; made by the first thread that wants it while others wait."""
+        with self._lock:
+            known = self._pool.get(pair)
+            slot = known or self._pool.setdefault(pair, Future())
+        if known is not None:
+            return known.result()
+        try:
+            made = self._degraded([pair], self.config.pool_patch_px)
+            gt, lq = ((x[0] * 255).round().to(torch.uint8) for x in (made.gt, made.lq))
+        except BaseException as error:
+            with self._lock:
+                self._pool.pop(pair, None)
+            slot.set_exception(error)
+            raise
+        slot.set_result((gt, lq, made.names[0]))
+        return slot.result()
+
+
+def _check(config: DataConfig, scale: int) -> None:
+    """What can be said before any picture is looked at."""
+    check_positive_int(config.gt_patch_px, "data.gt_patch_px")
+    if config.gt_patch_px % scale:
+        raise DataError(f"data.gt_patch_px: expected a multiple of the scale {scale}, got {config.gt_patch_px}; change it")
+    check_positive_int(config.holdout, "data.holdout", low=0)
+    check_positive_int(config.workers, "data.workers", low=0, high=256)
+    if config.subimage_px:
+        check_positive_int(config.subimage_px, "data.subimage_px", low=config.gt_patch_px)
+        check_positive_int(config.subimage_step_px, "data.subimage_step_px")
+        if config.subimage_px % scale or config.subimage_step_px % scale:
+            raise DataError(
+                f"data.subimage_px: expected multiples of the scale {scale} for it and data.subimage_step_px, "
+                f"got {config.subimage_px} and {config.subimage_step_px}; change them"
+            )
+        if config.shards:
+            raise DataError("data.subimage_px: expected 0 with data.shards, got sub-images; cut them before packing the shards")
+    if config.degradation == "matlab":
+        return
+    if config.lq_folders:
+        raise DataError(
+            f"data.degradation: expected matlab beside data.lq_folders, got {config.degradation!r}; "
+            "low-resolution files from disk are taken as they are, leave out one of the two"
+        )
+    if config.pool_size:
+        check_positive_int(config.pool_size, "data.pool_size", low=0)
+        check_positive_int(config.pool_refresh, "data.pool_refresh", low=0)
+        if config.pool_patch_px < config.gt_patch_px or config.pool_patch_px % scale:
+            raise DataError(
+                f"data.pool_patch_px: expected a multiple of {scale} from data.gt_patch_px {config.gt_patch_px} on, "
+                f"got {config.pool_patch_px}; change it"
+            )
+    from ..core.degradation import find_config
+
+    find_config(config.degradation)  # an unknown preset is told before anything is read or written

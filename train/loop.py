@@ -10,16 +10,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from ..core.records import LossTerms
+from ..core.records import LossTerms, PairBatch
 from ..core.weights import write_atomic
-from .config import OptimizerConfig, RunConfig, ScheduleConfig, config_hash, to_mapping
+from .config import OptimizerConfig, RunConfig, ScheduleConfig, accepted_hashes, config_hash, to_mapping
+from .data import PairData, sample_seed
+from .hooks import Hooks, SilentHooks, TrainResult
+from .optimize import learning_rate, make_average, make_optimizer
+from .prefetch import Prefetch
+from .processes import average_gradients, share_state
 from .state import TrainState, checkpoints
+
+__all__ = ["Hooks", "Loop", "NonFiniteError", "SilentHooks", "Stopped", "TrainResult", "Trained", "learning_rate", "make_average"]
 
 MAX_SKIPPED_STEPS = 20  # of fp16 training, in a row
 
@@ -32,90 +38,21 @@ class Stopped(RuntimeError):  # noqa: N818  # not an error: the user asked for i
     """The user stopped the run; the checkpoint named in the message holds everything."""
 
 
-class Hooks(Protocol):
-    """How a run talks to its host (terminal, ComfyUI, test)."""
-
-    def progress(self, step: int, total: int, logs: Mapping[str, float]) -> None:
-        """Called after every step; may raise the host's own interruption."""
-        ...
-
-    def preview(self, image: Any) -> None:
-        """Called with a PIL image (curve or sample)."""
-        ...
-
-    def should_stop(self) -> bool:
-        """Asked before every forward pass."""
-        ...
-
-
-class SilentHooks:
-    """Hooks for tests and imports: nothing is shown, nothing stops."""
-
-    def progress(self, step: int, total: int, logs: Mapping[str, float]) -> None:
-        """Ignore."""
-
-    def preview(self, image: Any) -> None:
-        """Ignore."""
-
-    def should_stop(self) -> bool:
-        """Never."""
-        return False
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a recipe returns.
-
-    Attributes:
-        folder: the run's folder.
-        weights: the final weight file.
-        curve: the loss curve as PNG.
-        logs: one mapping per logged step.
-        step: steps done.
-    """
-
-    folder: Path
-    weights: Path
-    curve: Path
-    logs: tuple[Mapping[str, float], ...]
-    step: int
-
-
-def learning_rate(step: int, total: int, peak: float, schedule: ScheduleConfig) -> float:
-    """The rate of step `step` (0-based) of `total`: linear warm-up, then constant, cosine or multistep."""
-    if step < schedule.warmup_steps:
-        return peak * (step + 1) / schedule.warmup_steps
-    if schedule.kind == "cosine":
-        span = max(1, total - schedule.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * (step - schedule.warmup_steps) / span))
-        return peak * (schedule.final_ratio + (1 - schedule.final_ratio) * cosine)
-    if schedule.kind == "multistep":
-        return peak * schedule.gamma ** sum(step >= milestone for milestone in schedule.milestones)
-    return peak
-
-
-def make_optimizer(parameters: Any, config: OptimizerConfig) -> Optimizer:
-    """AdamW, or Adam when there is no weight decay; one multi-tensor update."""
-    kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
-    return kind(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
-
-
-def make_average(module: nn.Module, decay: float) -> nn.Module:
-    """An exponential moving average that starts at the module's current weights: ema <- decay ema + (1 - decay) live."""
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
-    average.n_averaged.fill_(1)  # otherwise the first update copies the live weights instead of averaging
-    return average.requires_grad_(False).eval()
-
-
 @dataclass
 class Trained:
-    """One trained module with its optimiser: the unit that is clipped, stepped and averaged."""
+    """One trained module with its optimiser: the unit that is clipped, stepped and averaged.
+
+    Attributes:
+        module: what is trained; parameters without gradient stay out of the optimiser.
+        optimizer: of this part.
+        schedule: of this part.
+        is_averaged: keep a moving average of its weights (unless the run has none).
+    """
 
     module: nn.Module
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
+    is_averaged: bool = True
 
 
 class Loop:
@@ -153,25 +90,29 @@ class Loop:
         self.is_main: bool = self.accelerator.is_main_process
         for part in self.parts.values():
             part.module.to(self.device)
-        self.averages = (
-            {name: make_average(part.module, run.ema_decay) for name, part in self.parts.items()} if run.ema_decay else {}
-        )
+            share_state(part.module)
+        self.averages = {
+            name: make_average(part.module, run.ema_decay)
+            for name, part in self.parts.items()
+            if part.is_averaged and run.ema_decay
+        }
         self.optimizers = {
             name: make_optimizer([p for p in part.module.parameters() if p.requires_grad], part.optimizer)
             for name, part in self.parts.items()
         }
         self.state = TrainState({name: part.module for name, part in self.parts.items()}, dict(self.averages), self.optimizers)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=run.precision == "fp16")
-        self.live = {name: self.accelerator.prepare(part.module) for name, part in self.parts.items()}
         self.logs: list[dict[str, float]] = []
         self._sums: dict[str, float] = {}
-        self._micro = 0
+        self._due: set[str] = set()  # parts that this step updates
         self._updated: set[str] = set()
+        self._buffers: dict[nn.Module, list[Tensor]] = {}  # as they were when the step began
         self._noted = False
+        self._samples: Any = None
         self._skipped = 0
         self._started = time.monotonic()
         if found := checkpoints(folder):
-            self.state.load(found[-1], self.hash)
+            self.state.load(found[-1], accepted_hashes(config))
             if self.scaler.is_enabled():
                 self.scaler.load_state_dict(self.state.extra["scaler"])
             self.logs = [entry for entry in self._read_logs() if entry["step"] <= self.state.step]
@@ -181,6 +122,16 @@ class Loop:
     def samples_per_step(self) -> int:
         """Samples of one optimiser step over all processes."""
         return self.run.batch_size * self.run.accumulation_steps * int(self.accelerator.num_processes)
+
+    @property
+    def batch_stride(self) -> int:
+        """From the first sample of one forward pass of this process to that of its next one."""
+        return self.run.batch_size * int(self.accelerator.num_processes)
+
+    def prefetch(self, data: PairData, workers: int) -> Prefetch:
+        """The training batches of this process, prepared ahead; a context manager."""
+        end = self.run.steps * self.samples_per_step
+        return Prefetch(data, workers, self.batch_stride, end, pin=self.device.type == "cuda")
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision of the forward pass, as configured."""
@@ -193,7 +144,10 @@ class Loop:
             self._write_text("config.json", json.dumps(to_mapping(self.config), indent=2, sort_keys=True))
         self._started = time.monotonic()
         while self.state.step < self.run.steps:
-            self._sums, self._micro, self._updated, self._noted = {}, 0, set(), False
+            self._sums, self._due, self._updated, self._noted = {}, set(self.parts), set(), False
+            self._buffers = {p.module: [b.detach().clone() for b in p.module.buffers()] for p in self.parts.values()}
+            # what a network draws (stochastic depth, dropout) is a function of step and process, not of what came before
+            torch.manual_seed(sample_seed(self.run.seed, self.state.step) + int(self.accelerator.process_index))
             for name, part in self.parts.items():
                 rate = learning_rate(self.state.step, self.run.steps, part.optimizer.learning_rate, part.schedule)
                 for group in self.optimizers[name].param_groups:
@@ -201,7 +155,7 @@ class Loop:
             try:
                 yield self.state.step
                 self.state.step += 1
-                self._updated = set()
+                self._updated, self._buffers = set(), {}
                 self._after_step()
                 stop = self.state.step < self.run.steps and self._agreed(self.hooks.should_stop())
             except BaseException:
@@ -212,42 +166,51 @@ class Loop:
                 path = self.checkpoint()
                 raise Stopped(f"stopped at step {self.state.step} of {self.run.steps}; continue from {path} with --resume")
 
-    def first_index(self) -> int:
-        """Index of the first sample of the coming forward pass of this process, in the run's fixed sequence."""
-        rank, world = int(self.accelerator.process_index), int(self.accelerator.num_processes)
-        position = (self.state.step * self.run.accumulation_steps + self._micro) * world + rank
-        return position * self.run.batch_size
+    def batches(self, data: Prefetch | PairData) -> Iterator[PairBatch]:
+        """The batches of this step, one per forward pass, on the device.
+
+        Raises:
+            Stopped: the user asked for it between two forward passes; the finished steps are kept.
+        """
+        for micro in range(self.run.accumulation_steps):
+            if micro and self._agreed(self.hooks.should_stop()):
+                raise Stopped(
+                    f"stopped inside step {self.state.step + 1} of {self.run.steps}; finished steps are kept, "
+                    "continue with --resume"
+                )
+            position = self.state.step * self.run.accumulation_steps + micro
+            first_index = position * self.batch_stride + int(self.accelerator.process_index) * self.run.batch_size
+            yield data.batch(first_index, self.run.batch_size).to(self.device, non_blocking=self.device.type == "cuda")
 
     def backward(self, name: str, terms: LossTerms, samples: tuple[str, ...]) -> None:
         """Check, average and differentiate the loss of one forward pass of part `name`.
 
         Raises:
             NonFiniteError: a term is NaN or infinite.
-            Stopped: the user asked for it; the finished steps are kept.
         """
-        complaint = next(filter(None, (self._complaint(values, term, samples) for term, values in terms.values.items())), "")
-        if self._agreed(bool(complaint)):
-            raise NonFiniteError(
-                complaint or f"step {self.state.step + 1}: a term is not finite in another process; see its message"
-            )
         total = terms.total().mean()
-        for term, values in {**terms.values, "loss": total}.items():
-            key = term if name == "network" or len(self.parts) == 1 else f"{name}/{term}"
-            self._sums[key] = self._sums.get(key, 0.0) + float(values.detach().mean()) / self.run.accumulation_steps
-        self._micro += 1
-        last = self._micro == self.run.accumulation_steps
-        with nullcontext() if last else self.accelerator.no_sync(self.live[name]):
-            self.scaler.scale(total / self.run.accumulation_steps).backward()
-        if not last and self._agreed(self.hooks.should_stop()):
-            raise Stopped(
-                f"stopped inside step {self.state.step + 1} of {self.run.steps}; finished steps are kept, continue with --resume"
+        named = {**terms.values, "loss": total}
+        means = torch.stack([values.detach().float().mean() for values in named.values()]).tolist()  # one wait for the device
+        if self._agreed(not all(map(math.isfinite, means))):
+            told = (self._complaint(name, values, term, samples) for term, values in named.items())
+            raise NonFiniteError(
+                next(filter(None, told), f"step {self.state.step + 1}: a term is not finite in another process; see its message")
             )
+        for term, mean in zip(named, means, strict=True):
+            key = self._key(name, term)
+            self._sums[key] = self._sums.get(key, 0.0) + mean / self.run.accumulation_steps
+        self.scaler.scale(total / self.run.accumulation_steps).backward()
+
+    def leave_out(self, name: str) -> None:
+        """Part `name` is not updated in this step."""
+        self._due.discard(name)
 
     def update(self, name: str) -> None:
         """Clip, step and average part `name`."""
         optimizer, part = self.optimizers[name], self.parts[name]
-        self.scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        average_gradients(parameters)
+        self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, part.optimizer.max_grad_norm or math.inf)
         finite = bool(torch.isfinite(norm))
         # fp16: the scaler skips a step that overflows and lowers its scale; many in a row mean that the run has diverged
@@ -256,13 +219,17 @@ class Loop:
             raise NonFiniteError(
                 f"step {self.state.step + 1}: the gradient of {name} is not finite (norm {float(norm)}); lower the learning rate"
             )
-        self._sums["grad_norm" if len(self.parts) == 1 else f"{name}/grad_norm"] = float(norm) if finite else 0.0
+        self._sums[self._key(name, "grad_norm")] = float(norm) if finite else 0.0
         self.scaler.step(optimizer)
         self.scaler.update()
         self._updated.add(name)
         optimizer.zero_grad(set_to_none=True)
         if name in self.averages:
             self.averages[name].update_parameters(part.module)  # pyright: ignore[reportCallIssue]
+
+    def _key(self, name: str, term: str) -> str:
+        """What a term is called in the log: with a single part or the first one by its own name."""
+        return term if name == next(iter(self.parts)) else f"{name}/{term}"
 
     def averaged(self, name: str) -> nn.Module:
         """The EMA weights when there are any, else the live ones, as a module of the original class."""
@@ -277,6 +244,11 @@ class Loop:
         """Add figures (a validation score, say) to the step's log."""
         self._sums |= values
         self._noted = True
+
+    def show(self, samples: Any) -> None:
+        """Show a PIL picture of samples below the curve from now on, and keep the newest in the run folder."""
+        self._samples = samples
+        write_atomic(self.folder / "samples.png", samples.save)
 
     def checkpoint(self) -> Path | None:
         """Save the state (main process) and return its path."""
@@ -321,30 +293,41 @@ class Loop:
             self.logs.append(entry)
         if self.is_main:
             if self.run.preview_every and (done % self.run.preview_every == 0 or done == self.run.steps) and len(self.logs) > 1:
-                self.hooks.preview(self.curve())
+                self.hooks.preview(self._picture())
             if done % self.run.checkpoint_every == 0 or done == self.run.steps:
                 self.checkpoint()
             self.hooks.progress(done, self.run.steps, entry)
 
+    def _picture(self) -> Any:
+        """The curve, and the newest samples below it."""
+        from ..core.drawing import paste_rows
+
+        return self.curve() if self._samples is None else paste_rows([self.curve(), self._samples])
+
     def _keep_what_is_done(self) -> None:
         """Checkpoint after an interruption, unless it came between the updates of two parts: that is no state to resume from."""
-        if self._updated and self._updated != set(self.parts):
+        if self._updated and self._updated != self._due:
             return
         if self._updated:
             self.state.step += 1
             self._updated = set()
+        else:  # statistics that forward passes of the unfinished step have moved
+            for module, buffers in self._buffers.items():
+                for buffer, before in zip(module.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
         saved = checkpoints(self.folder)
         if self.state.step and not (saved and saved[-1].stem.endswith(f"{self.state.step:08d}")):
             self.checkpoint()
 
-    def _complaint(self, values: Tensor, term: str, samples: tuple[str, ...]) -> str:
+    def _complaint(self, name: str, values: Tensor, term: str, samples: tuple[str, ...]) -> str:
         """What to say about a term that is not finite; empty when it is."""
         finite = torch.isfinite(values.detach())
         if bool(finite.all()):
             return ""
         bad = [samples[i] for i in (~finite).nonzero().flatten().tolist()[:8]] if values.ndim else list(samples[:8])
+        part = f" of {name}" if len(self.parts) > 1 else ""
         return (
-            f"step {self.state.step + 1}: term {term} is not finite for {', '.join(bad)}; "
+            f"step {self.state.step + 1}: term {term}{part} is not finite for {', '.join(bad)}; "
             "look at these samples or lower the learning rate"
         )
 

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,8 +71,8 @@ class TrainState:
             old.unlink()
         return path
 
-    def load(self, path: Path, config_hash: str) -> None:
-        """Restore everything from a file that `save` wrote.
+    def load(self, path: Path, accepted_hashes: Sequence[str]) -> None:
+        """Restore everything from a file that `save` wrote under one of these hashes of a config.
 
         Raises:
             WeightsError: damaged file, one of another config, or other modules.
@@ -82,9 +82,9 @@ class TrainState:
             raise WeightsError(
                 f"{path}: expected a training checkpoint, got another file; choose one named {PREFIX}*.safetensors"
             )
-        if info["config_hash"] != config_hash:
+        if info["config_hash"] not in accepted_hashes:
             raise WeightsError(
-                f"{path}: expected a checkpoint of config {config_hash}, got one of {info['config_hash']}; "
+                f"{path}: expected a checkpoint of config {accepted_hashes[0]}, got one of {info['config_hash']}; "
                 "resume with the config it was started with or choose another run folder"
             )
         tensors = load_state_dict(path)

@@ -4,6 +4,7 @@ from train_helpers import make_pictures, tiny
 
 from alignsr.core.resize import imresize_uint8
 from alignsr.train.data import DataError, ImageStore, PairData, dihedral
+from alignsr.train.sources import Encoded, Source
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_pairs_are_aligned_and_turned_alike(pictures):
 
 
 def test_lq_is_the_matlab_reduction_of_the_whole_picture(pictures):
-    store = ImageStore(sorted(pictures.glob("*.png")), 4)
+    store = ImageStore([Source(Encoded(path)) for path in sorted(pictures.glob("*.png"))], 4)
     gt, lq = store.pair(1)
     assert gt.shape == (3, 48, 52)
     assert torch.equal(lq, imresize_uint8(gt, 0.25))
@@ -63,7 +64,7 @@ def test_degraded_samples_keep_the_plain_ground_truth(pictures):
     data = PairData(config, 4, 0)
     batch = data.batch(0, 2)
     assert batch.lq.shape == (2, 3, 8, 8)
-    source = data.store.image([p.name for p in data.store.files].index(batch.names[0])).float() / 255
+    source = data.store.image([source.gt.name for source in data.store.sources].index(batch.names[0])).float() / 255
     patches = source.unfold(1, 32, 1).unfold(2, 32, 1).movedim(0, 2)
     assert bool(((patches - batch.gt[0]).abs().amax((2, 3, 4)) < 1e-6).any())
 

@@ -125,12 +125,12 @@ def train(config: FidelityConfig, folder: str | Path, hooks: Hooks | None = None
         if config.run.validate_every:
             data.check_held_out(minimum_px=16)
 
-        with closing(loop.steps()) as steps:  # closing: an error below reaches the loop at once, which keeps what is done
+        # closing: an error below reaches the loop at once, which keeps what is done
+        with loop.prefetch(data, config.data.workers) as feed, closing(loop.steps()) as steps:
             for _ in steps:
-                for _ in range(config.run.accumulation_steps):
-                    batch = data.batch(loop.first_index(), config.run.batch_size).to(loop.device)
+                for batch in loop.batches(feed):
                     with loop.autocast():
-                        sr = forward(backbone, loop.live["network"], batch.lq, config.model.scale)
+                        sr = forward(backbone, network, batch.lq, config.model.scale)
                     error = LOSSES[config.loss](sr, batch.gt)
                     loop.backward("network", LossTerms({config.loss: error}), batch.names)
                 loop.update("network")

@@ -1,0 +1,39 @@
+"""What several processes exchange: weights at the start and gradients before an update. With one process, nothing happens.
+
+The parts of a recipe are plain modules, not wrapped ones: a discriminator that is frozen for one pass and trained in the next, or
+seen twice before one backward pass, is not what wrappers that watch forward passes are made for.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as distributed
+from torch import nn
+
+from ..core.networks.normalization import world_size
+
+
+def share_state(module: nn.Module) -> None:
+    """Give every process the parameters and buffers of the first one."""
+    if world_size() > 1:
+        with torch.no_grad():
+            for tensor in (*module.parameters(), *module.buffers()):
+                distributed.broadcast(tensor.data, src=0)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over all processes, in one exchange; parameters without one must be the same everywhere.
+
+    With losses that are means over equally large batches, N processes then do the step of one with N times the batch.
+    """
+    processes = world_size()
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if processes == 1 or not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= processes
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()
