@@ -10,10 +10,12 @@ from typing import Annotated
 import typer
 
 from . import images, information, jobs, measure
+from .command import Command
 from .terminal import OK, STOPPED, WRONG, complain, say
 
 EPILOG = (
-    "Exit codes: 0 done, 1 error, 2 wrong use, 130 stopped by Ctrl-C. Messages go to stderr, results to stdout. "
+    "Exit codes: 0 done; 1 error, a value that is not accepted included; 2 no such command or option, or one left out; "
+    "130 stopped by Ctrl-C. Messages go to stderr, results to stdout. "
     "ALIGNSR_MODELS names folders with weight files (default: ~/.cache/alignsr/models)."
 )
 
@@ -46,15 +48,15 @@ def _shared(
     del version, debug
 
 
-app.command("demo")(images.demo)
-app.command("upscale")(images.upscale)
-app.command("degrade")(images.degrade)
-app.command("evaluate")(measure.evaluate)
-app.command("run")(jobs.run)
-app.command("train")(jobs.train)
+app.command("demo", cls=Command)(images.demo)
+app.command("upscale", cls=Command)(images.upscale)
+app.command("degrade", cls=Command)(images.degrade)
+app.command("evaluate", cls=Command)(measure.evaluate)
+app.command("run", cls=Command)(jobs.run)
+app.command("train", cls=Command)(jobs.train)
 app.add_typer(information.models, name="models")
-app.command("nodes")(information.nodes)
-app.command("bench")(measure.bench)
+app.command("nodes", cls=Command)(information.nodes)
+app.command("bench", cls=Command)(measure.bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,15 +69,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             if not debug:
                 warnings.simplefilter("ignore")  # third-party packages talk to programmers, not to users
-            app(args=arguments, prog_name="alignsr")
+            code = app(args=arguments, prog_name="alignsr", standalone_mode=False)
+        return code if isinstance(code, int) else OK
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else OK if end.code is None else WRONG
     except KeyboardInterrupt:
         say("stopped; finished results are kept")
         return STOPPED
+    except typer.TyperException as error:  # what the parser refuses
+        if type(error) is typer.BadParameter:  # a value: like one that a command refuses
+            complain(_one_line(error))
+            return WRONG
+        error.show()
+        return error.exit_code
     except Exception as error:  # noqa: BLE001  # the last stop: whatever went wrong becomes one line
         if debug:
             traceback.print_exc()
         complain(error)
         return WRONG
-    return OK
+
+
+def _one_line(error: typer.BadParameter) -> str:
+    """`--scale: 'four' is not a valid float; see alignsr upscale --help`."""
+    names = getattr(error.param, "opts", None) or ["value"]
+    command = error.ctx.command_path if error.ctx is not None else "alignsr"
+    return f"{max(names, key=len)}: {error.message.rstrip('.')}; see `{command} --help`"

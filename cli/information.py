@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .terminal import Progress, Quiet, say
+from .command import Command
+from .terminal import Progress, Quiet, find_weights, say
 
 models = typer.Typer(
     help="Which models there are, whether one loads, and how to get more. Without a subcommand: list.",
@@ -21,7 +22,7 @@ def _models(context: typer.Context) -> None:
         list_models(as_json=False)
 
 
-@models.command("list")
+@models.command("list", cls=Command)
 def list_models(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False) -> None:
     """List bundled models, weight files in the model folders, and what `download` knows."""
     from ..nodes.host import get_host
@@ -45,19 +46,18 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="JSON on st
     typer.echo(_table([["name", "licence", "what"], *([item["name"], item["licence"], item["about"]] for item in more)]))
 
 
-@models.command("check")
+@models.command("check", cls=Command)
 def check(
-    name: Annotated[str, typer.Argument(help="A bundled model, a file in the model folders, or a path.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A bundled model, a file in the model folders, or a path.")],
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Load a model strictly and say what it is, with the SHA-256 of its file."""
     from dataclasses import asdict
 
     from ..core.backbones import load_backbone
-    from ..nodes.host import get_host
     from .downloads import sha256_of
 
-    path = get_host().resolve_model(name)
+    path = find_weights(name)
     backbone = load_backbone(path)
     facts: dict[str, Any] = {"file": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path), **asdict(backbone.spec)}
     if as_json:
@@ -67,9 +67,9 @@ def check(
     typer.echo("loads strictly: every weight is there and fits")
 
 
-@models.command("download")
+@models.command("download", cls=Command)
 def download(
-    name: Annotated[str, typer.Argument(help="A name from `alignsr models list`.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name from `alignsr models list`.")],
     to: Annotated[
         Path | None, typer.Option("--to", metavar="DIR", help="Folder; default: the first model folder.", show_default=False)
     ] = None,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .terminal import OK, STOPPED, WRONG, JsonFile, Progress, Quiet, complain, ctrl_c_asks, say, write_json
+from .terminal import OK, STOPPED, WRONG, JsonFile, Progress, Quiet, as_folder, complain, ctrl_c_asks, say, write_json
 
 
 def run(
@@ -22,7 +22,7 @@ def run(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for results.")] = Path("output"),
+    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Folder for results.")] = "output",
     inputs: Annotated[
         list[Path] | None,
         typer.Option(
@@ -42,14 +42,15 @@ def run(
     """
     from ..runner import WorkflowError, WorkflowInterrupted, run_workflow
 
+    folder = as_folder(out)
     code, error, result = OK, "", None
     try:
-        result = run_workflow(file, sets=sets or (), out_dir=out, input_dirs=inputs or (), quiet=quiet)
+        result = run_workflow(file, sets=sets or (), out_dir=folder, input_dirs=inputs or (), quiet=quiet)
     except WorkflowError as problem:
         code, error, result = WRONG, str(problem), problem.partial
     except WorkflowInterrupted as stop:
         code, error, result = STOPPED, str(stop), stop.partial
-    report: dict[str, Any] = {"workflow": str(file), "out": str(out), "error": error or None}
+    report: dict[str, Any] = {"workflow": str(file), "out": str(folder), "error": error or None}
     if result is not None:
         for path in result.files:
             say(str(path), quiet)
@@ -109,7 +110,7 @@ def train(
         ),
     ] = None,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--out", "-o", metavar="RUN_DIR", help="Run folder; default: runs/NAME-HASH.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run folder.")] = False,
@@ -127,8 +128,11 @@ def train(
     from ..train.recipes import load_config
     from ..train.state import checkpoints
 
+    if config.is_dir() or config.suffix.lower() == ".json":
+        got, hint = ("a folder", "name a file in it") if config.is_dir() else ("a JSON file", "`alignsr run` runs workflows")
+        raise ValueError(f"{config}: expected a TOML file, got {got}; {hint}")
     recipe, settings = load_config(config, sets or [])
-    folder = out or Path("runs") / f"{settings.name}-{config_hash(settings)}"
+    folder = as_folder(out) if out else Path("runs") / f"{settings.name}-{config_hash(settings)}"
     check_writable(folder)
     quiet = quiet or os.environ.get("RANK", "0") != "0"  # with several processes, the first one speaks
     if resume:

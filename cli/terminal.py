@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,14 +22,19 @@ ScaleOption = Annotated[float, typer.Option("--scale", metavar="N", help="Upscal
 TileOption = Annotated[
     int,
     typer.Option(
-        "--tile-px", metavar="N", help="Largest tile on the model's input grid; 0: the model's own. Less needs less memory."
+        "--tile-px",
+        metavar="N",
+        help="Largest tile on the model's input grid, 16 or more; 0: the model's own. Less needs less memory.",
     ),
 ]
 OverlapOption = Annotated[
     int, typer.Option("--overlap-px", metavar="N", help="Overlap of neighbouring tiles; -1: the model's own.")
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
-PrecisionOption = Annotated[str, typer.Option("--precision", help="fp32, bf16 or fp16.")]
+DeviceOption = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, ...")]
+PrecisionOption = Annotated[str, typer.Option("--precision", metavar="NAME", help="fp32, bf16 or fp16.")]
+
+MIN_TILE_PX = 16  # below, a pass costs many times its work and the tiles see too little of their surroundings
+LINE_EVERY_S = 10.0  # of a long job, where nobody watches a bar
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -87,6 +93,66 @@ def whole_number(value: float, name: str) -> int:
     if not float(value).is_integer():
         raise ValueError(f"{name}: expected a whole number, got {value:g}; choose 2, 3, 4, ...")
     return int(value)
+
+
+def as_folder(out: str, name: str = "--out") -> Path:
+    """The folder that an option names; a picture's name there is a mistake unless such a folder exists or a / ends it.
+
+    Raises:
+        ValueError: a picture's name.
+    """
+    from ..core.image_files import SUFFIXES
+
+    folder = Path(out)
+    if folder.suffix.lower() in SUFFIXES and not folder.is_dir() and not out.endswith(("/", os.sep)):
+        raise ValueError(f"{name}: expected a folder, got the picture name {out}; end it in / for a folder of that name")
+    return folder
+
+
+def find_weights(name: str) -> Path:
+    """The weight file of a model's name or path.
+
+    Raises:
+        MissingModelError: no such model; says how to get it when it is one that `alignsr models download` knows.
+    """
+    from ..core.weights import MissingModelError
+    from ..nodes.host import get_host
+    from .downloads import DOWNLOADS
+
+    try:
+        return get_host().resolve_model(name)
+    except MissingModelError as error:
+        known = next((item for item in DOWNLOADS if name in (item, DOWNLOADS[item].file_name)), None)
+        if known is None:
+            raise
+        raise MissingModelError(
+            f"model: expected a model on this computer, found no {name!r}; get it with `alignsr models download {known}`"
+        ) from error
+
+
+def check_tiles(tile_px: int, overlap_px: int, spec: Any, quiet: bool = False) -> None:
+    """Refuse tiles that a model cannot work with before any picture is touched; say it when they are too small to be good.
+
+    Raises:
+        ValueError: a tile below MIN_TILE_PX, or an overlap that does not fit into it.
+    """
+    from ..core.memory import MIN_TILE_PX as SENSIBLE_TILE_PX
+    from ..core.tiling import plan
+
+    if tile_px and tile_px < MIN_TILE_PX:
+        raise ValueError(
+            f"--tile-px: expected 0 or at least {MIN_TILE_PX}, got {tile_px}; 0 takes the model's own {spec.tile_px} px, "
+            f"{SENSIBLE_TILE_PX} is small enough for little memory"
+        )
+    tile, unit = tile_px or spec.tile_px, spec.size_multiple
+    overlap = min(spec.overlap_px, tile // 2) if overlap_px == -1 else overlap_px
+    plan(4 * tile * unit, 4 * tile * unit, tile, overlap, unit)  # says what is wrong with the pair
+    if tile < SENSIBLE_TILE_PX:
+        say(
+            f"warning: tiles of {tile} px take longer and give visibly other results than large ones; "
+            f"--tile-px {SENSIBLE_TILE_PX} needs little memory too",
+            quiet,
+        )
 
 
 def choose_device(name: str) -> Any:
@@ -153,6 +219,7 @@ class Progress:
         self.is_live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._bar: Any = None
         self._task: Any = None
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
         if self.is_live:
@@ -177,12 +244,15 @@ class Progress:
             self._bar.stop()
 
     def update(self, done: float, text: str) -> None:
-        """Move the bar; shown only where somebody watches."""
+        """Move the bar; where nobody watches, a line every LINE_EVERY_S seconds."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=text)
+        elif time.monotonic() - self._last_line >= LINE_EVERY_S:
+            self.line(f"{text}: {done / max(self.total, 1e-9):.0%}")
 
     def line(self, text: str) -> None:
         """A line that stays, above the bar."""
+        self._last_line = time.monotonic()
         if self.quiet:
             return
         if self._bar is not None:

@@ -1,5 +1,6 @@
 """Safetensors in and out, exact key reports, and where models are looked for: the core's only reader and writer of weights."""
 
+import difflib
 import json
 import os
 import tempfile
@@ -198,7 +199,7 @@ def find_model(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
     """Find a weight file: a bundled name, an existing path, or a name (with or without suffix) in one of `folders`.
 
     Raises:
-        MissingModelError: names what was looked for, where, and what would have been found.
+        MissingModelError: names what was looked for, where, and what would have been found, the most similar name first.
     """
     bundled = bundled_models()
     if str(name) in bundled:  # before paths: a stray file of that name in the working folder must not shadow it
@@ -211,8 +212,29 @@ def find_model(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
         for candidate in (folder / direct, *(folder / f"{name}{suffix}" for suffix in WEIGHT_SUFFIXES)):
             if candidate.is_file():
                 return candidate
+    if direct.is_dir():
+        raise MissingModelError(f"model: expected a weight file, got the folder {direct}; pass the path of a file in it")
+    near = _similar_model(str(name), [*searched, direct.parent] if direct.parent != Path() else searched)
+    hint = f"did you mean {near!r}? Otherwise " if near else ""
     places = ", ".join(map(str, searched)) or "no model folder"
     raise MissingModelError(
         f"model: expected a file path, a bundled model ({', '.join(bundled) or 'none'}) or a file in {places}, "
-        f"found no {str(name)!r}; put the weight file there or pass its path"
+        f"found no {str(name)!r}; {hint}put the weight file there or pass its path"
     )
+
+
+def _similar_model(name: str, folders: Iterable[Path]) -> str:
+    """The most similar name of a model that could be loaded, or an empty string; suffixes and case do not count."""
+
+    def key(text: str) -> str:
+        return next((text.removesuffix(suffix) for suffix in WEIGHT_SUFFIXES if text.endswith(suffix)), text).lower()
+
+    known = {key(model): model for model in bundled_models()}
+    for folder in folders:
+        for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+            if path.suffix in WEIGHT_SUFFIXES:
+                inside = path.relative_to(folder).as_posix()
+                known.setdefault(key(inside), inside)
+                known.setdefault(key(str(path)), str(path))
+    near = difflib.get_close_matches(key(name), list(known), n=1, cutoff=0.6)
+    return known[near[0]] if near else ""

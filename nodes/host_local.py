@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,23 @@ class _LocalBar:
         self.host.report(self, min(max(int(value), 0), self.total), preview)
 
 
+LINE_EVERY_S = 10.0
+
+
+class _Lines:
+    """What is said where nobody watches a bar, in a log file say: a line per node and, of a long one, another now and then."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def say(self, text: str, *, is_due: bool = False) -> None:
+        """Write a line on stderr: at once if it is due, else only when the last one is LINE_EVERY_S seconds old."""
+        if is_due or time.monotonic() - self._last >= LINE_EVERY_S:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+            self._last = time.monotonic()
+
+
 class LocalHost(Host):
     """The host outside ComfyUI: the runner, the command line, plain Python.
 
@@ -37,7 +55,7 @@ class LocalHost(Host):
         output_dir: where results go; the current folder's `output` if not given.
         input_dirs: where inputs are looked for, after paths that exist as given; the current folder if none is given.
         models_dirs: instead of ALIGNSR_MODELS and ~/.cache/alignsr/models.
-        show_progress: draw one bar on stderr.
+        show_progress: draw one bar on stderr, or write plain lines where stderr is no terminal.
         on_progress: called with (value, total, desc, preview) at every update; for tests and other user interfaces.
     """
 
@@ -59,6 +77,7 @@ class LocalHost(Host):
         self._show_progress = show_progress
         self._display: Any = None  # rich's Progress while something is shown
         self._task: Any = None
+        self._lines: _Lines | None = None  # in its place where stderr is no terminal
         self._job_total, self._job_done, self._job_label = 0, 0, ""
 
     # cancel
@@ -94,11 +113,13 @@ class LocalHost(Host):
         finally:
             if self._display is not None:
                 self._display.stop()
-            self._display, self._job_total = None, 0
+            self._display, self._lines, self._job_total = None, None, 0
 
     def node_started(self, label: str) -> None:
         """Name the node that runs now."""
         self._job_label = label
+        if self._lines is not None:
+            self._lines.say(f"[{self._job_done + 1}/{self._job_total}] {label}", is_due=True)
         self._draw(0.0, "")
 
     def node_finished(self) -> None:
@@ -113,9 +134,15 @@ class LocalHost(Host):
         if self._show_progress and self._job_total == 0:
             self._lone_bar(bar, value)
         else:
-            self._draw(value / bar.total, f"{bar.desc} {value}/{bar.total}".strip())
+            detail = f"{bar.desc} {value}/{bar.total}".strip()
+            if self._lines is not None:
+                self._lines.say(f"[{self._job_done + 1}/{self._job_total}] {self._job_label}: {detail}")
+            self._draw(value / bar.total, detail)
 
     def _start_display(self) -> None:
+        if not sys.stderr.isatty():
+            self._lines = _Lines()
+            return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -131,8 +158,12 @@ class LocalHost(Host):
 
     def _lone_bar(self, bar: _LocalBar, value: int) -> None:
         """A node called as a plain object, outside any run: its bar is the whole job."""
-        if self._display is None:
+        if self._display is None and self._lines is None:
             self._start_display()
+        if self._lines is not None:
+            self._lines.say(f"{bar.desc} {value}/{bar.total}".strip(), is_due=value >= bar.total)
+            self._lines = self._lines if value < bar.total else None
+            return
         self._display.update(self._task, completed=value, total=bar.total, description=bar.desc)
         if value >= bar.total:
             self._display.stop()

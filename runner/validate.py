@@ -22,6 +22,16 @@ from .specs import (
 NUMBER_NAMES = {"INT": "a whole number", "FLOAT": "a number", "STRING": "a text", "BOOLEAN": "true or false"}
 
 
+_PICTURE = "a picture, whose metadata is not read"
+_OTHER_FILES = {
+    ".toml": "a TOML file",
+    ".md": "a Markdown file",
+    ".txt": "a text file",
+    ".csv": "a table",
+    ".yaml": "a YAML file",
+} | {suffix: _PICTURE for suffix in (".png", ".jpg", ".jpeg", ".webp")}
+
+
 def load_json(path: str | Path) -> dict[str, Any]:
     """Read a workflow file of either format.
 
@@ -29,16 +39,19 @@ def load_json(path: str | Path) -> dict[str, Any]:
         WorkflowError: no such file, not text, not JSON, or not a JSON object.
     """
     path = Path(path)
+    kind = _OTHER_FILES.get(path.suffix.lower())
+    if path.is_dir():
+        raise WorkflowError(f"{path}: not a workflow: expected a JSON file, got a folder; name a workflow file in it")
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise WorkflowError(
-            f"{path}: expected a JSON workflow, got a file that is not text; export the workflow as JSON"
+            f"{path}: not a workflow: expected JSON, got {kind or 'a file that is not text'}; export the workflow as JSON"
         ) from error
     except json.JSONDecodeError as error:
-        raise WorkflowError(
-            f"{path}: expected a JSON workflow, got {error.msg} at line {error.lineno}, column {error.colno}; export it again"
-        ) from error
+        got = kind or f"{error.msg} at line {error.lineno}, column {error.colno}"
+        hint = "give it to `alignsr train`" if path.suffix.lower() == ".toml" else "save or export the workflow as JSON"
+        raise WorkflowError(f"{path}: not a workflow: expected JSON, got {got}; {hint}") from error
     except OSError as error:
         raise WorkflowError(f"{path}: expected a readable workflow file, got: {error.strerror}; check the path") from error
     if not isinstance(document, dict):

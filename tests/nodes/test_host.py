@@ -1,5 +1,6 @@
 """The host object: which one answers, and that both sides keep the same promises."""
 
+import io
 import subprocess
 import sys
 import types
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 import alignsr.nodes.host as host_module
+import alignsr.nodes.host_local as host_local
 from alignsr.core.weights import MissingModelError
 from alignsr.nodes.host import ComfyHost, Interrupted, LocalHost, get_host, register_model_folder, use_host
 
@@ -39,19 +41,47 @@ def test_progress_reports_and_cancel_raises() -> None:
     assert seen == [(1, 2, "steps", picture), (2, 2, "steps", None)]
 
 
-def test_one_bar_for_the_job_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    host = LocalHost(show_progress=True)
+class Terminal(io.StringIO):
+    """A stderr that says that somebody watches."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def work_on_two_nodes(host: LocalHost) -> None:
     with host.job(2):
         for name in ("1 Load", "2 Train"):
             host.node_started(name)
-            host.progress(10, "steps").update(10)
+            bar = host.progress(10, "steps")
+            for step in (5, 10):
+                bar.update(step)
             host.node_finished()
     host.progress(1, "alone").update(1)
+
+
+def test_one_bar_for_the_job_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    work_on_two_nodes(LocalHost(show_progress=True))
+    shown = screen.getvalue()
+    assert "2 Train" in shown
+    assert "100%" in shown
+    assert "alone" in shown
+
+
+@pytest.mark.parametrize("every_s", [0.0, 1000.0])
+def test_lines_where_stderr_is_no_terminal(
+    every_s: float, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log file gets the nodes' names, and of a long node its progress now and then."""
+    monkeypatch.setattr(host_local, "LINE_EVERY_S", every_s)
+    work_on_two_nodes(LocalHost(show_progress=True))
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "2 Train" in captured.err
-    assert "100%" in captured.err
-    assert "alone" in captured.err
+    steps = [
+        [f"[{n}/2] {name}: steps {k}/10" for k in (5, 10)] if not every_s else [] for n, name in ((1, "1 Load"), (2, "2 Train"))
+    ]
+    assert captured.err.splitlines() == ["[1/2] 1 Load", *steps[0], "[2/2] 2 Train", *steps[1], "alone 1/1"]
 
 
 def test_quiet_by_default(capsys: pytest.CaptureFixture[str]) -> None:
