@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..core.checks import check_range, did_you_mean
 from ..core.frozen import eager_gradient, lean
 from ..core.losses import adversarial
 from ..core.losses.artifact import artifact_loss
 from ..core.losses.autoencoded import CachedTarget, aesop_loss
-from ..core.losses.perceptual import LAYERS_SYNTHETIC, VGG19_FILE, VGG19Features, load_vgg19, perceptual_loss
+from ..core.losses.perceptual import LAYERS_SYNTHETIC, VGG19_FILE, VGG19_LAYERS, VGG19Features, load_vgg19, perceptual_loss
 from ..core.losses.pixel import l1_loss, low_pass_l1_loss, mse_loss, psnr_loss
 from ..core.records import LossTerms
 from .config import empty_table
@@ -73,9 +74,22 @@ class PerceptualLossConfig:
 
     weight: float = 1.0
     vgg: str = VGG19_FILE  # torchvision's file, in a model folder or as a path; "random": untrained, for tests
-    layers: dict[str, float] = field(default_factory=default_layers)  # the real-world task leaves conv1_2 out
+    layers: dict[str, float] = field(default_factory=default_layers)  # the real-world task sets conv1_2 to 0
     target: Literal["plain", "sharpened"] = "plain"  # sharpened: unsharp mask of the ground truth (real-world task)
     precision: Literal["fp32", "bf16"] = "fp32"  # inside VGG19
+
+    def __post_init__(self) -> None:
+        """Layers exist and have usable weights."""
+        for name, weight in self.layers.items():
+            if name not in VGG19_LAYERS:
+                raise ValueError(f"layers.{name}: expected a convolution of VGG19; {did_you_mean(name, list(VGG19_LAYERS))}")
+            check_range(weight, f"layers.{name}", 0, 1e6)
+        if self.weight and not any(self.layers.values()):
+            raise ValueError("layers: expected at least one with a weight, got none; set weight = 0 to turn the loss off")
+
+    def used_layers(self) -> dict[str, float]:
+        """Layers whose weight is not 0."""
+        return {name: float(weight) for name, weight in self.layers.items() if weight}
 
 
 @dataclass(frozen=True)
@@ -264,7 +278,7 @@ class LossStack:
 
         def loss(images: Tensor) -> Tensor:
             with precision(images.device, options.precision):
-                return perceptual_loss(images, gt, network, options.layers)
+                return perceptual_loss(images, gt, network, options.used_layers())
 
         return eager_gradient(loss, sr)
 
