@@ -27,7 +27,8 @@ def _to_image(figure: Any) -> Image.Image:
 def curves(series: Mapping[str, Points], *, x_label: str, title: str, y_label: str = "", log_y: bool = False) -> Image.Image:
     """Lines over a common x axis; series on a scale more than 20 times the first's get the right-hand axis.
 
-    Series of more than 60 points are drawn pale with their moving mean on top. Equal series share one line and one label.
+    Series of more than 60 points are drawn pale with their moving mean on top; a single point is written out as a number. Equal
+    series share one line and one label. The ticks of x are whole where x is.
 
     Args:
         series: name -> (x, y) points, not empty.
@@ -61,6 +62,10 @@ def curves(series: Mapping[str, Points], *, x_label: str, title: str, y_label: s
             target, name = right, f"{name} (right axis)"
         xs, ys = [x for x, _ in points], [y for _, y in points]
         look: dict[str, Any] = {"color": f"C{index}", "marker": "o" if len(points) < 30 else "", "markersize": 3}
+        if len(points) == 1:  # no line to follow: the point itself is the curve, with its value above it
+            look["markersize"] = 8
+            above = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center", "color": look["color"]}
+            target.annotate(f"{ys[0]:.4g}", (xs[0], ys[0]), **above)
         if len(points) > 60:
             target.plot(xs, ys, alpha=0.3, linewidth=0.8, **look)
             ys = _moving_mean(ys, len(ys) // 20)
@@ -69,6 +74,11 @@ def curves(series: Mapping[str, Points], *, x_label: str, title: str, y_label: s
     axes.set_ylabel(y_label)
     axes.set_title(title)
     axes.grid(alpha=0.3)
+    steps = {x for points in merged.values() for x, _ in points}
+    _whole_ticks(axes, steps)
+    if len(steps) == 1 and right is not None:  # the middle of both axes is one place: move one of the two points down
+        low, high = right.get_ylim()
+        right.set_ylim(low, high + (high - low) / 2)
     if log_y:
         axes.set_yscale("log")
     for panel in (axes, right):
@@ -76,6 +86,21 @@ def curves(series: Mapping[str, Points], *, x_label: str, title: str, y_label: s
             panel.ticklabel_format(axis="y", useOffset=False)
     figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     return _to_image(figure)
+
+
+def _whole_ticks(axes: Any, xs: set[float]) -> None:
+    """No tick at half a step: where x is counted in whole numbers, the ticks are whole too, and a lone one is in the middle."""
+    from matplotlib.ticker import MaxNLocator
+
+    if not all(float(x).is_integer() for x in xs):
+        return
+    if len(xs) == 1:
+        (only,) = xs
+        axes.set_xlim(only - 1, only + 1)
+        axes.set_xticks([only])
+        axes.margins(y=0.2)  # room for the values above the points
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10], integer=True))
 
 
 def _largest(points: Points) -> float:

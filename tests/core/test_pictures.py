@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alignsr.core import drawing
+from alignsr.core import drawing, plots
 from alignsr.core.pictures import contact_sheet, curves, difference, side_by_side, spectra, table, thumbnail
 
 
@@ -83,6 +83,37 @@ def test_difference_is_dark_where_equal_and_bright_at_the_top_of_its_scale():
     assert difference(strip, strip).height < 2000, "a thin picture is not blown up to the usual width"
     with pytest.raises(ValueError, match=r"^a: expected the shape of b"):
         difference(a, a[..., :3])
+
+
+def drawn(monkeypatch, series, **options):
+    """The matplotlib figure of `curves`."""
+    figures = []
+    original = plots._to_image
+    monkeypatch.setattr(plots, "_to_image", lambda figure: figures.append(figure) or original(figure))
+    assert curves(series, x_label="step", title="t", **options).size == (800, 480)
+    return figures[-1]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("log_y", [False, True])
+def test_steps_are_counted_in_whole_numbers(steps, log_y, monkeypatch):
+    figure = drawn(monkeypatch, {"loss": [(float(i + 1), 1 / (i + 1)) for i in range(steps)]}, log_y=log_y)
+    ticks = figure.axes[0].get_xticks()
+    assert len(ticks) >= 1 and all(float(tick).is_integer() for tick in ticks)
+    if steps == 1:
+        assert list(ticks) == [1]
+
+
+def test_a_curve_of_one_step_says_its_values_and_no_point_hides_another(monkeypatch):
+    figure = drawn(monkeypatch, {"loss": [(1.0, 0.0512)], "psnr": [(1.0, 28.25)]})
+    assert [axes.texts[0].get_text() for axes in figure.axes] == ["0.0512", "28.25"]
+    heights = [axes.transData.transform((1.0, y))[1] for axes, y in zip(figure.axes, (0.0512, 28.25), strict=True)]
+    assert abs(heights[0] - heights[1]) > 20
+
+
+def test_an_axis_that_is_not_counted_in_steps_keeps_its_fractions(monkeypatch):
+    figure = drawn(monkeypatch, {"loss": [(0.25, 1.0), (0.75, 2.0)]})
+    assert any(not float(tick).is_integer() for tick in figure.axes[0].get_xticks())
 
 
 def test_curves_merge_equal_series_and_smooth_long_ones():
