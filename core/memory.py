@@ -11,7 +11,7 @@ from .checks import check_positive_int
 Result = TypeVar("Result")
 MIN_TILE_PX = 64
 _NO_MEMORY = re.compile(
-    r"out[ _]of[ _](\w+[ _])?memory|(can't|cannot|not|failed to) allocate|not enough memory|alloc(ation)?[ _]?failed"
+    r"out[ _]?of[ _]?(\w+[ _])?memory|(can't|cannot|not|failed to) allocate|not enough memory|alloc(ation)?[ _]?failed"
     r"|status_memory_error|invalid buffer size",  # rocBLAS; Metal, for a buffer above its limit
     re.IGNORECASE,
 )

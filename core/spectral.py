@@ -139,7 +139,8 @@ def log_spectral_distance(sr: Tensor, gt: Tensor) -> Tensor:
     """
     check_same_shape(sr, gt, "sr", "gt")
     difference = radial_spectrum(sr) - radial_spectrum(gt)
-    return torch.linalg.vector_norm(difference, dim=1) / math.sqrt(difference.shape[1])
+    norm = cast(Tensor, torch.linalg.vector_norm(difference, dim=1))  # pyright: ignore[reportUnknownMemberType]  # has no stub
+    return norm / math.sqrt(difference.shape[1])
 
 
 def high_frequency_ratio(sr: Tensor, gt: Tensor, *, scale: int) -> Tensor:
@@ -147,8 +148,8 @@ def high_frequency_ratio(sr: Tensor, gt: Tensor, *, scale: int) -> Tensor:
 
         ratio = sum_{u, v in F} |DCT(Y_sr)(u, v)|^2 / sum_{u, v in F} |DCT(Y_gt)(u, v)|^2,   F: u >= H / scale or v >= W / scale
 
-    The DCT, because its even continuation puts no false energy at the border. It counts energy, wherever it stands: 1 is the right
-    amount of texture, 0 none, and says nothing about whether it is the right texture.
+    The DCT, because its even continuation puts no false energy at the border. It counts energy, wherever it stands: 1 is the
+    right amount of texture, 0 none, and says nothing about whether it is the right texture.
 
     Args:
         sr: restored image, [B, 1 or 3, H, W] float, range [0, 1].

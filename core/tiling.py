@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -262,8 +262,8 @@ def _weight_maps(plan: TilePlan, scale: int) -> Callable[[Box, Tensor], Tensor]:
 
 def _kinds(side: Side, scale: int) -> dict[int, tuple[int, Tensor]]:
     """Start of a tile -> a number that tiles of equal weights share, and those weights."""
-    different, numbers = torch.unique(side.weights(scale), dim=0, return_inverse=True)
-    return {start: (number, different[number]) for start, number in zip(side.starts, numbers.tolist(), strict=True)}
+    different, numbers = cast(tuple[Tensor, Tensor], torch.unique(side.weights(scale), dim=0, return_inverse=True))
+    return {start: (number, different[number]) for start, number in zip(side.starts, map(int, numbers), strict=True)}
 
 
 def _even_side(length: int, tile_px: int, overlap_px: int, multiple: int) -> Side:

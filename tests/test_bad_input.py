@@ -235,7 +235,7 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
     ),
     "wrong-shaped weights, run": (
         lambda p: p.run(n3__model_name=wrong_shapes(p).name),
-        f"{LOAD}: ",
+        f"{LOAD}, input 'model_name': ",
     ),
     "truncated safetensors": (
         lambda p: p.upscale(p.good, model=p.write("cut.safetensors", p.model.read_bytes()[:5000])),

@@ -3,6 +3,11 @@
 It follows the same protocol as the latent models, with the image itself as latent: no VAE and no VLM. It sees the noisy image
 and the resized input as channels and takes any sigma, so one Euler step from the resized input and noise-to-image flow from
 several seeds run through the same forward pass.
+
+Building the first one in a process takes some seconds, almost all of it imports: `diffusers.models.transformers` imports every
+transformer it has, and what they share imports peft, parts of transformers and torch's compiler. No narrower import exists (the
+module's own path runs the same package), and telling diffusers that peft is absent would take LoRA from the whole process, so
+callers say that they are loading.
 """
 
 from collections.abc import Iterator

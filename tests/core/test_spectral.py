@@ -126,6 +126,34 @@ def test_log_spectral_distance_properties():
         torch.testing.assert_close(log_spectral_distance(mild, gt), log_spectral_distance(gt, mild))
 
 
+@pytest.mark.parametrize("content", ["noise", "flat"])
+def test_log_spectral_distance_has_a_finite_gradient_everywhere(content):
+    """At equality it is zero, the minimum of a norm; next to it, at most that of the norm itself."""
+    gt = torch.rand(2, 3, 32, 40) if content == "noise" else torch.full((2, 3, 32, 40), 0.5)
+    sr = gt.clone().requires_grad_(True)
+    distance = log_spectral_distance(sr, gt)
+    distance.sum().backward()
+    assert distance.tolist() == [0.0, 0.0]
+    assert torch.equal(sr.grad, torch.zeros_like(gt))
+    near = (gt + 1e-4 * noise(2, 3, 32, 40)).requires_grad_(True)
+    log_spectral_distance(near, gt).sum().backward()
+    assert torch.isfinite(near.grad).all() and near.grad.abs().sum() > 0
+
+
+def test_a_step_along_the_gradient_brings_the_spectra_together():
+    gt = natural(64)
+    sr = F.avg_pool2d(gt, 3, stride=1, padding=1).requires_grad_(True)
+    before = log_spectral_distance(sr, gt)
+    (gradient,) = torch.autograd.grad(before.sum(), sr)
+    assert log_spectral_distance((sr - 0.02 * gradient / gradient.norm()).detach(), gt) < before
+
+
+def test_log_spectral_distance_is_the_root_of_the_mean_square():
+    sr, gt = torch.rand(3, 3, 40, 57), torch.rand(3, 3, 40, 57)
+    plain = (radial_spectrum(sr) - radial_spectrum(gt)).square().mean(1).sqrt()
+    torch.testing.assert_close(log_spectral_distance(sr, gt), plain, atol=1e-6, rtol=0)
+
+
 def test_log_spectral_distance_is_per_image_and_takes_any_shape():
     sr, gt = torch.rand(3, 3, 40, 57), torch.rand(3, 3, 40, 57)
     both = log_spectral_distance(sr, gt)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from alignsr.core.images import pad_to_multiple
-from alignsr.core.memory import is_out_of_memory, with_oom_retry
 from alignsr.core.tiling import Side, TilePlan, blend, crop_tiles, plan, plan_snapped
 from paths import REFERENCE
 from reference.formula import U
@@ -163,6 +162,26 @@ def test_tiles_are_batched_and_progress_is_reported():
     assert reports == [(3, 8), (6, 8), (8, 8)]
 
 
+@pytest.mark.parametrize(("layout", "kinds"), [((400, 400, 48, 16), 9), ((403, 97, 48, 16), 25), ((50, 60, 64, 8), 1)])
+def test_weight_maps_are_made_once_per_kind(layout, kinds, monkeypatch):
+    """First, middle and last tile of a side, and a few more middle ones where overlaps differ by rounding."""
+    made, calls, outer = plan(*layout), [], torch.outer
+    monkeypatch.setattr(torch, "outer", lambda *sides: calls.append(1) or outer(*sides))
+    blend(lambda x, _: x, torch.zeros(2, 3, *layout[:2]), made)
+    assert len(calls) <= min(kinds, len(made.starts))
+
+
+def test_weight_maps_are_the_products_of_the_sides():
+    """Bit for bit what a product per tile gives: sharing maps changes no number."""
+    image, made = torch.rand(1, 2, 83, 131, generator=torch.Generator().manual_seed(2)), plan(83, 131, 40, 12)
+    expected = torch.zeros_like(image)
+    for top, down in zip(made.rows.starts, made.rows.weights(), strict=True):
+        for left, across in zip(made.columns.starts, made.columns.weights(), strict=True):
+            part = (..., slice(top, top + made.tile_size[0]), slice(left, left + made.tile_size[1]))
+            expected[part] += image[part] ** 2 * torch.outer(down, across).float()
+    assert torch.equal(blend(lambda x, _: x**2, image, made), expected)
+
+
 def test_progress_hook_can_cancel():
     class CancelledError(Exception):
         pass
@@ -200,6 +219,7 @@ def test_works_under_inference_mode():
         ((100, 100, 0, 0), "tile_px: expected an integer >= 1, got 0"),
         ((0, 100, 64, 8), "height: expected an integer >= 1, got 0"),
         ((100, 96, 64, 8, 16), "height: expected a multiple of 16, got 100; use images.pad_to_multiple"),
+        ((96, 96, 8, 0, 16), "tile_px: expected at least 16, of which sides are multiples, got 8"),
         ((96, 96, 24, 17, 16), "overlap_px: expected less than tile_px after rounding both to multiples of 16"),
     ],
 )
@@ -219,62 +239,3 @@ def test_wrong_image_and_wrong_answer_are_named():
         blend(lambda x, _: x, torch.rand(1, 3, 60, 50), made)
     with pytest.raises(ValueError, match=r"fn: expected to return .* check that scale=2"):
         blend(lambda x, _: x, torch.rand(1, 3, 50, 50), made, scale=2)
-
-
-def runs_below(limit_px, error, tried):
-    def run(tile_px):
-        tried.append(tile_px)
-        if tile_px > limit_px:
-            raise error
-        return f"done with {tile_px}"
-
-    return run
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-        RuntimeError("MPS backend out of memory"),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
-        ),
-        MemoryError(),
-    ],
-)
-def test_out_of_memory_halves_the_tile_aloud(error):
-    tried, heard = [], []
-    assert with_oom_retry(runs_below(300, error, tried), 1152, notify=heard.append) == "done with 288"
-    assert tried == [1152, 576, 288]
-    assert heard == [
-        "out of memory with tiles of 1152 px; trying again with 576 px",
-        "out of memory with tiles of 576 px; trying again with 288 px",
-    ]
-
-
-def test_real_cpu_allocation_failure_is_recognised():
-    tried, heard = [], []
-
-    def run(tile_px):
-        tried.append(tile_px)
-        return torch.empty(2**55 if tile_px > 100 else 1).numel()
-
-    assert with_oom_retry(run, 200, notify=heard.append) == 1
-    assert tried == [200, 100]
-
-
-def test_out_of_memory_at_the_smallest_tile_is_one_clear_error():
-    tried, heard = [], []
-    cause = torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(MemoryError, match="got out of memory at 64 px and 64 px is the smallest allowed") as caught:
-        with_oom_retry(runs_below(1, cause, tried), 256, 64, notify=heard.append)
-    assert tried == [256, 128, 64]
-    assert caught.value.__cause__ is cause
-
-
-def test_other_errors_pass_through():
-    tried = []
-    with pytest.raises(RuntimeError, match="shape mismatch"):
-        with_oom_retry(runs_below(1, RuntimeError("shape mismatch"), tried), 256, notify=lambda text: None)
-    assert tried == [256]
-    assert not is_out_of_memory(ValueError("out of memory"))
