@@ -30,8 +30,8 @@ def autoencoder_health(gt: Tensor, out: Tensor, *, scale: int) -> dict[str, floa
 
     Returns:
         `psnr_y` of AE(gt) against gt in dB (low where much is texture), `high_frequency_kept`: energy above the low-resolution
-        picture's Nyquist frequency as a share of the picture's, `out_of_range`: share of values outside [0, 1] by more than half a
-        grey level, which a loss after the auto-encoder would follow.
+        picture's Nyquist frequency as a share of the picture's, `out_of_range`: share of values outside [0, 1] by more than half
+        a grey level, which a loss after the auto-encoder would follow.
     """
     check_same_shape(out, gt, "out", "gt")
     beyond = (out < -0.5 / 255) | (out > 1 + 0.5 / 255)

@@ -195,13 +195,18 @@ def bundled_models() -> dict[str, Path]:
     return {path.stem: path for path in sorted(ASSETS.glob("*.safetensors"))}
 
 
+def bundled_autoencoders() -> dict[str, Path]:
+    """name -> path of the auto-encoders that ship with the package: tools of training, no super-resolution models."""
+    return {path.stem: path for path in sorted((ASSETS / "autoencoders").glob("*.safetensors"))}
+
+
 def find_model(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
     """Find a weight file: a bundled name, an existing path, or a name (with or without suffix) in one of `folders`.
 
     Raises:
         MissingModelError: names what was looked for, where, and what would have been found, the most similar name first.
     """
-    bundled = bundled_models()
+    bundled = bundled_models() | bundled_autoencoders()
     if str(name) in bundled:  # before paths: a stray file of that name in the working folder must not shadow it
         return bundled[str(name)]
     direct = Path(name).expanduser()
@@ -229,7 +234,7 @@ def _similar_model(name: str, folders: Iterable[Path]) -> str:
     def key(text: str) -> str:
         return next((text.removesuffix(suffix) for suffix in WEIGHT_SUFFIXES if text.endswith(suffix)), text).lower()
 
-    known = {key(model): model for model in bundled_models()}
+    known = {key(model): model for model in bundled_models() | bundled_autoencoders()}
     for folder in folders:
         for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
             if path.suffix in WEIGHT_SUFFIXES:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ..core.memory import is_out_of_memory
-from ..core.weights import WEIGHT_SUFFIXES, bundled_models, find_model
+from ..core.weights import WEIGHT_SUFFIXES, bundled_autoencoders, bundled_models, find_model
 
 MODEL_FOLDER_KEYS = ("alignsr", "upscale_models")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".avif")
@@ -103,6 +103,11 @@ class Host(ABC):
         found = {path.relative_to(folder).as_posix() for folder in self.all_model_dirs() for path in self._weight_files(folder)}
         bundled = list(bundled_models())
         return bundled + sorted(found - set(bundled))
+
+    def list_autoencoders(self) -> list[str]:
+        """As `list_models`, with the bundled auto-encoders in place of the bundled super-resolution models."""
+        bundled, ours = list(bundled_autoencoders()), set(bundled_models())
+        return bundled + [name for name in self.list_models() if name not in ours and name not in bundled]
 
     def _weight_files(self, folder: Path) -> list[Path]:
         paths = folder.rglob("*") if folder.is_dir() else ()

@@ -4,7 +4,8 @@ import json
 import logging
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,12 @@ class NodeHooks:
         return self.stop is not None
 
 
-def read_config(config: str, overrides: str, data_folder: str, out_name: str) -> tuple[Any, Any]:
+def read_config(
+    config: str, overrides: str, data_folder: str, out_name: str, changes: Mapping[str, Any] | None = None
+) -> tuple[Any, Any]:
     """(recipe, config) from a published name, a path, or TOML text, with the node's other inputs on top.
+
+    `changes` take the place of whole top-level entries (the losses, say); `overrides` come after them.
 
     Raises:
         ConfigError: unknown key, wrong value, no such config; the message names the key.
@@ -68,7 +73,7 @@ def read_config(config: str, overrides: str, data_folder: str, out_name: str) ->
         sets.append(f"data.folders={json.dumps([str(find_folder(data_folder, 'data_folder'))])}")
     if out_name.strip():
         sets.append(f"name={json.dumps(out_name.strip())}")
-    recipe, settings = build_config(apply_sets(values, sets))
+    recipe, settings = build_config(apply_sets({**values, **(changes or {})}, sets))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", settings.name):  # it names a folder: a workflow must not leave the output
         key = "out_name" if out_name.strip() else "config: name"
         raise ConfigError(f"{key}: expected letters, digits, '.', '_' or '-', got {settings.name!r}; leave out the rest")
@@ -118,6 +123,118 @@ def _train(recipe: Any, config: Any, folder: Path, hooks: NodeHooks, resume: boo
     return weights
 
 
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a training node gives.
+
+    Attributes:
+        folder: the run's folder, inside the output folder.
+        weights: the final weight file.
+        curve: the loss curve as an IMAGE.
+        log: JSON lines.
+        losses: the values of ComfyUI's LOSS_MAP.
+    """
+
+    folder: Path
+    weights: Path
+    curve: Tensor
+    log: str
+    losses: dict[str, list[float]]
+
+    def answer(self, *result: Any) -> dict[str, Any]:
+        """The node's return value, with the curve shown in the node."""
+        relative = self.folder.relative_to(get_host().output_dir()).as_posix()
+        return {"ui": {"images": [{"filename": "curve.png", "subfolder": relative, "type": "output"}]}, "result": result}
+
+
+def run_recipe(
+    node: str,
+    kinds: Collection[str],
+    config: str,
+    overrides: str,
+    data_folder: str,
+    out_name: str,
+    resume: bool,
+    changes: Mapping[str, Any] | None = None,
+) -> FinishedRun:
+    """Train by a recipe inside a workflow, or find the finished run.
+
+    Args:
+        node: its title, for messages.
+        kinds: recipes that this node can give the result of.
+        config: see `read_config`.
+        overrides: see `read_config`.
+        data_folder: see `read_config`.
+        out_name: see `read_config`.
+        changes: see `read_config`.
+        resume: go on with, or reuse, a run of exactly this config.
+
+    Raises:
+        ConfigError: see `read_config`; also a config of another recipe.
+    """
+    from ..train.config import ConfigError, config_hash
+    from ..train.recipes import RECIPES
+
+    host = get_host()
+    recipe, settings = read_config(config, overrides, data_folder, out_name, changes)
+    kind = next(name for name, known in RECIPES.items() if known is recipe)
+    if kind not in kinds:
+        raise ConfigError(f"config: expected one of the recipe {' or '.join(kinds)}, got {kind}; {node} cannot use its result")
+    folder = run_folder(host.output_dir() / RUNS, settings, resume)
+    weights = finished_weights(folder, settings)
+    if weights is None:
+        host.free_memory(2**31)
+        weights = _train(recipe, settings, folder, NodeHooks(host, settings.name), resume)
+    else:
+        LOGGER.info("%s: found the finished run %s (%s)", node, folder, config_hash(settings))
+    logs = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    with Image.open(folder / "curve.png") as opened:
+        curve = to_image([opened.convert("RGB")])
+    losses = {"loss": [entry["loss"] for entry in logs if "loss" in entry]}
+    return FinishedRun(folder, weights, curve, "\n".join(map(json.dumps, logs)), losses)
+
+
+def widgets(default: str, published: str) -> dict[str, Any]:
+    """The inputs that every training node has."""
+    return {
+        "config": (
+            "STRING",
+            {
+                "default": default,
+                "multiline": True,
+                "tooltip": f"Name of a published config ({published}), path of a TOML file, or TOML text; text may start from a "
+                f'published one with base = "{default}".',
+            },
+        ),
+        "data_folder": (
+            "STRING",
+            {
+                "default": "",
+                "tooltip": "Folder of training pictures: absolute, or inside the input folder. Empty: the folders of the config.",
+            },
+        ),
+        "overrides": (
+            "STRING",
+            {
+                "default": "",
+                "multiline": True,
+                "tooltip": "Changes to the config, one key=value per line, such as run.steps=2000 or data.gt_patch_px=128.",
+            },
+        ),
+        "out_name": (
+            "STRING",
+            {"default": "", "tooltip": "File name of the weights without suffix. Empty: the name in the config."},
+        ),
+        "resume": (
+            "BOOLEAN",
+            {
+                "default": True,
+                "tooltip": "On: go on with, or reuse, a run of exactly this config. Off: start afresh in a new folder.",
+            },
+        ),
+    }
+
+
 class TrainSRNetwork:
     """Node AlignSRTrainSRNetwork."""
 
@@ -141,67 +258,11 @@ class TrainSRNetwork:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
-        return {
-            "required": {
-                "config": (
-                    "STRING",
-                    {
-                        "default": "lite-x4",
-                        "multiline": True,
-                        "tooltip": "Name of a published config (lite-x4, lite-real-x4, pixel-x4), path of a TOML file, or "
-                        "TOML text; "
-                        'text may start from a published one with base = "lite-x4".',
-                    },
-                ),
-                "data_folder": (
-                    "STRING",
-                    {
-                        "default": "",
-                        "tooltip": "Folder of training pictures: absolute, or inside the input folder. Empty: the folders "
-                        "of the config.",
-                    },
-                ),
-                "overrides": (
-                    "STRING",
-                    {
-                        "default": "",
-                        "multiline": True,
-                        "tooltip": "Changes to the config, one key=value per line, such as run.steps=2000 or "
-                        "data.gt_patch_px=128.",
-                    },
-                ),
-                "out_name": (
-                    "STRING",
-                    {"default": "", "tooltip": "File name of the weights without suffix. Empty: the name in the config."},
-                ),
-                "resume": (
-                    "BOOLEAN",
-                    {
-                        "default": True,
-                        "tooltip": "On: go on with, or reuse, a run of exactly this config. Off: start afresh in a new folder.",
-                    },
-                ),
-            }
-        }
+        return {"required": widgets("lite-x4", "lite-x4, lite-real-x4, pixel-x4")}
 
     def train(
         self, config: str, data_folder: str = "", overrides: str = "", out_name: str = "", resume: bool = True
     ) -> dict[str, Any]:
-        from ..train.config import config_hash
-
-        host = get_host()
-        recipe, settings = read_config(config, overrides, data_folder, out_name)
-        folder = run_folder(host.output_dir() / RUNS, settings, resume)
-        weights = finished_weights(folder, settings)
-        if weights is None:
-            host.free_memory(2**31)
-            weights = _train(recipe, settings, folder, NodeHooks(host, settings.name), resume)
-        else:
-            LOGGER.info("Train SR Network: found the finished run %s (%s)", folder, config_hash(settings))
-        logs = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        with Image.open(folder / "curve.png") as opened:
-            curve: Tensor = to_image([opened.convert("RGB")])
-        model: LoadedModel = load_model(weights)
-        result = (str(weights), model, curve, "\n".join(map(json.dumps, logs)), {"loss": [entry["loss"] for entry in logs]})
-        relative = folder.relative_to(host.output_dir()).as_posix()
-        return {"ui": {"images": [{"filename": "curve.png", "subfolder": relative, "type": "output"}]}, "result": result}
+        run = run_recipe("Train SR Network", ("fidelity",), config, overrides, data_folder, out_name, resume)
+        model: LoadedModel = load_model(run.weights)
+        return run.answer(str(run.weights), model, run.curve, run.log, run.losses)
