@@ -74,8 +74,8 @@ class AESOPAutoEncoder:
                 "model_name": (
                     get_host().list_autoencoders(),
                     {
-                        "tooltip": "autoencoder-tiny-x4 is bundled: small and quick. For the paper's results put the released AESOP "
-                        "file, or your own, into models/alignsr."
+                        "tooltip": "autoencoder-tiny-x4 is bundled: small and quick. For the paper's results put the released "
+                        "AESOP file, or your own, into models/alignsr."
                     },
                 ),
             },
