@@ -85,8 +85,8 @@ def frequency_distances(
         Z = DFT(x) per channel, un-normalised;   A = |Z|,   P = angle(Z) in (-pi, pi]
         amplitude = mean over filters w and positions of |sort(w * A_x) - sort(w * A_y)|,   phase likewise with P
 
-    * is the correlation with 5x5xC windows inside the unshifted spectrum (no padding, stride 1). Exactly real bins have phase
-    0 or +pi, whatever the rounding says.
+    * is the correlation with 5x5xC windows inside the unshifted spectrum (no padding, stride 1). Bins that are real but for
+    rounding have phase 0 or +pi, never -pi.
 
     Args:
         x: [B, C, h, w] float, any range, sides at least the filters' side; with gradient.
@@ -103,7 +103,7 @@ def frequency_distances(
 
     Source:
         Ni et al. 2024 (FDL), arXiv:2402.18192; strsr.md section 2.5 (fdl-pytorch 1.0, which transforms, projects and sorts
-        everything at once; differences of 1e-5 at most, except where a real bin's phase is rounded to -pi there).
+        everything at once; equal to 1e-5, except where rounding alone decides there between +pi and -pi).
     """
     check_same_shape(x, y, "x", "y")
     _check_filters(x, filters)
@@ -119,7 +119,7 @@ def frequency_distances(
             results[0].append(sliced_distance(amplitude_x, amplitude_y, filters, windows.width, 1, step))
             del amplitude_x, amplitude_y
             if use_phase:
-                phase_x, phase_y = _phase(spectrum_x, windows.width), _phase(spectrum_y, windows.width)
+                phase_x, phase_y = _phase(spectrum_x), _phase(spectrum_y)
                 results[1].append(sliced_distance(phase_x, phase_y, filters, windows.width, -1, step))
         amplitude = torch.stack(results[0])
         return FrequencyDistances(amplitude, torch.stack(results[1]) if use_phase else torch.zeros_like(amplitude))
@@ -223,14 +223,13 @@ def _spectrum(x: Tensor) -> Tensor:
     return cast(Tensor, torch.fft.rfft2(x))  # pyright: ignore[reportUnknownMemberType]  # has no stub
 
 
-def _phase(spectrum: Tensor, width: int) -> Tensor:
-    """Angles in (-pi, pi], with +pi for every negative bin that is real by symmetry."""
+def _phase(spectrum: Tensor) -> Tensor:
+    """Angles in (-pi, pi], 0 in empty bins, and exactly pi where a negative bin is real but for rounding."""
     phase = torch.angle(spectrum)
-    rows = (0, spectrum.shape[1] // 2) if spectrum.shape[1] % 2 == 0 else (0,)
-    columns = (0, width // 2) if width % 2 == 0 else (0,)
-    for row in rows:
-        for column in columns:
-            phase[:, row, column] = math.pi * (spectrum.detach()[:, row, column].real < 0)
+    with torch.no_grad():
+        real, rounding = spectrum.real, 16 * torch.finfo(phase.dtype).eps
+        phase[(real < 0) & (spectrum.imag.abs() <= -rounding * real)] = math.pi
+        phase[spectrum == 0] = 0.0  # -0 + 0i would be half a turn
     return phase
 
 

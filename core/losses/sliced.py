@@ -89,9 +89,25 @@ def split_filters(filters: Tensor) -> tuple[Tensor, Tensor]:
 
 def extend(half: Tensor, windows: Windows, parity: int) -> Tensor:
     """[C, H, W // 2 + 1] -> [C, H + 1, W // 2 + 1 + radius]: the first row again below, the half's neighbours to the right."""
-    right = half[:, :, windows.width - windows.width // 2 - windows.radius : windows.width - windows.width // 2].flip(1, 2)
-    wide = torch.cat([half, parity * right.roll(1, 1)], 2)
+    first = windows.width - windows.width // 2 - windows.radius
+    right = parity * half[:, :, first : first + windows.radius].flip(1, 2).roll(1, 1)
+    if parity < 0:
+        right[right == -math.pi] = math.pi  # the mirror image of half a turn
+    wide = torch.cat([half, right], 2)
     return torch.cat([wide, wide[:, :1]], 1)
+
+
+def half_turns(half: Tensor, windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
+    """Channel, row and column, in the whole spectrum, of the phases of exactly pi that mirrored windows can reach."""
+    height, width, radius = windows.height, windows.width, windows.radius
+    channel, row, column = (half == math.pi).nonzero().unbind(1)
+    stored = column > width // 2 - radius
+    mirrored = (column > 0) & (column < width - width // 2)
+    return (
+        torch.cat([channel[stored], channel[mirrored]]),
+        torch.cat([row[stored], (height - row[mirrored]) % height]),
+        torch.cat([column[stored], width - column[mirrored]]),
+    )
 
 
 def fold(wide: Tensor, windows: Windows, parity: int) -> Tensor:
@@ -128,6 +144,7 @@ class Projector:
     def __init__(self, half: Tensor, windows: Windows, parity: int) -> None:
         self.windows, self.parity = windows, parity
         self.wide = extend(half, windows, parity)
+        self.half_turns = half_turns(half, windows) if parity < 0 else None
         self.gradient: Tensor | None = None
         channels, taps = half.shape[0], (2 * windows.radius + 1) ** 2 // 2
         self.blocks = list(windows.blocks((2 * taps + 1) * channels * windows.columns, half.element_size(), half.device.type))
@@ -160,20 +177,29 @@ class Projector:
             torch.sub(total[:, first - start :, kept], swing[:, first - start :, kept], out=mirrored[:, first - 1 : stop - 1])
         if self.parity < 0:
             mirrored.neg_()
-            self._correct_real_bins(filters, mirrored)
+            self._correct_half_turns(filters, out[:, direct[0].numel() :])
 
-    def _correct_real_bins(self, filters: Tensor, mirrored: Tensor) -> None:
-        """Add what oddness misses: a real bin has phase 0 or pi and is its own mirror image, so -pi was used where pi stands."""
-        windows, radius = self.windows, self.windows.radius
-        height, width = windows.height, windows.width
-        if width % 2:
-            return  # the others lie in column 0, which no mirrored window reaches
-        for row in (0, height // 2) if height % 2 == 0 else (0,):
-            phase = self.wide[:, row, width // 2]
-            for y in range(max(row - radius, radius), min(row + radius, height - 1 - radius) + 1):
-                for x in range(width // 2 + 1, min(width // 2 + radius, width - 1 - radius) + 1):
-                    missed = 2 * filters[:, :, row - y + radius, width // 2 - x + radius] @ phase
-                    mirrored[:, height - y - radius - 1, width - x - radius - 1] += missed
+    def _correct_half_turns(self, filters: Tensor, mirrored: Tensor) -> None:
+        """Add what oddness misses: a phase of pi is pi in the mirror image too, so the mirrored windows took -pi for it."""
+        radius, height, width = self.windows.radius, self.windows.height, self.windows.width
+        assert self.half_turns is not None
+        channel, row, column = self.half_turns
+        if not len(channel):
+            return
+        for tap in range((2 * radius + 1) ** 2):
+            y, x = tap // (2 * radius + 1), tap % (2 * radius + 1)
+            centre_row, centre_column = row - y + radius, column - x + radius
+            inside = (centre_row >= radius) & (centre_row < height - radius)
+            inside &= (centre_column > width // 2) & (centre_column < width - radius)
+            place = (height - centre_row - radius - 1) * self.windows.mirrored_columns + (width - centre_column - radius - 1)
+            taps = 2 * math.pi * filters[:, :, y, x]
+            step = max(1, CHUNK_ELEMENTS // (8 * len(filters)))
+            for places, channels in zip(
+                cast(tuple[Tensor, ...], place[inside].split(step)),
+                cast(tuple[Tensor, ...], channel[inside].split(step)),
+                strict=True,
+            ):
+                mirrored.index_add_(1, places, taps[:, channels])
 
     def accumulate(self, symmetric: Tensor, antisymmetric: Tensor, gradient: Tensor) -> None:
         """Add the adjoint of `project` applied to `gradient` [P, count]."""
@@ -323,7 +349,7 @@ def sliced_distance(x: Tensor, y: Tensor, filters: Tensor, width: int, parity: i
         y: the same shape.
         filters: [P, C, k, k], k odd.
         width: W of the whole spectrum.
-        parity: +1 for maps with M(-k) = M(k), -1 for M(-k) = -M(k) except in bins that are their own mirror image.
+        parity: +1 for maps with M(-k) = M(k); -1 for phases: M(-k) = -M(k), but pi where M(k) = pi.
         chunk: filters at a time.
 
     Returns:
