@@ -92,7 +92,7 @@ class DataConfig:
     shards: tuple[str, ...] = added(())  # WebDataset tar files instead of folders; {000..041} and * are expanded
     workers: int = added(0, is_run_only=True)  # threads that prepare coming batches; 0: each batch when it is needed
     degradation: str = "matlab"  # `matlab`: 8-bit imresize of the whole picture, as the benchmarks; else a preset's name
-    jpeg: Literal["codec", "differentiable"] = "codec"
+    jpeg: Literal["codec", "differentiable", "diffjpeg"] = "codec"  # diffjpeg: as the released training code simulates it
     pool_size: int = 0  # degradation presets: pairs kept for reuse; 0 degrades every sample anew
     pool_patch_px: int = 384  # side of the ground truth of a pooled pair; patches are cut from it
     pool_refresh: int = 4  # new pairs per optimiser step

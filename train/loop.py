@@ -265,9 +265,8 @@ class Loop:
         """The loss curve so far as a PIL image."""
         from ..core.pictures import curves
 
-        keys = [
-            key for key in (self.logs[-1] if self.logs else {}) if key not in ("step", "seconds", "learning_rate", "grad_norm")
-        ]
+        hidden = ("step", "seconds", "learning_rate", "grad_norm")
+        keys = [key for key in (self.logs[-1] if self.logs else {}) if key.rpartition("/")[2] not in hidden]
         series = {
             key: [(entry["step"], entry[key]) for entry in self.logs if key in entry] for key in dict.fromkeys(["loss", *keys])
         }

@@ -36,6 +36,10 @@ class ImageStore:
         self._images: dict[int, Tensor] = {}
         self._partners: dict[int, Tensor] = {}
 
+    def of(self, sources: Sequence[Source]) -> "ImageStore":
+        """A store of other pictures in the same folder, which keeps nothing in memory."""
+        return ImageStore(sources, self.scale, False, self.folder)
+
     def image(self, index: int) -> Tensor:
         """The ground truth, [3, H, W] uint8, cut to a multiple of the scale."""
         source = self.sources[index]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import fidelity
+from . import autoencoder, fidelity, perceptual_gan
 
 
 class Recipe(NamedTuple):
@@ -16,6 +16,8 @@ class Recipe(NamedTuple):
 
 RECIPES: dict[str, Recipe] = {
     "fidelity": Recipe(fidelity.FidelityConfig, fidelity.train),
+    "autoencoder": Recipe(autoencoder.AutoencoderConfig, autoencoder.train),
+    "perceptual_gan": Recipe(perceptual_gan.PerceptualGanConfig, perceptual_gan.train),
 }
 
 
