@@ -47,7 +47,7 @@ def swinir(
     """
     options = dict(img_size=img_size, window_size=window_size, embed_dim=embed_dim, mlp_ratio=mlp_ratio)
     options |= dict(depths=list(depths), num_heads=list(num_heads), drop_path_rate=drop_path_rate)
-    return _build("SwinIR", scale, options, checkpoint_blocks)
+    return _build("SwinIR", scale, options, [embed_dim], checkpoint_blocks)
 
 
 def drct(
@@ -83,12 +83,13 @@ def drct(
     Source:
         Hsu et al. 2024, arXiv:2404.00722; settings of AESOP: specification aesop.md 3.5.
     """
+    check_positive_int(growth, "growth")
     options = dict(img_size=img_size, window_size=window_size, embed_dim=embed_dim, mlp_ratio=mlp_ratio, gc=growth)
     options |= dict(depths=list(depths), num_heads=list(num_heads), drop_path_rate=drop_path_rate)
-    return _build("DRCT", scale, options, checkpoint_blocks)
+    return _build("DRCT", scale, options, [embed_dim + k * growth for k in range(5)], checkpoint_blocks)
 
 
-def _build(kind: str, scale: int, options: Mapping[str, Any], checkpoint_blocks: bool) -> nn.Module:
+def _build(kind: str, scale: int, options: Mapping[str, Any], widths: Sequence[int], checkpoint_blocks: bool) -> nn.Module:
     if scale not in (2, 3, 4, 8):
         raise ValueError(f"scale: expected 2, 3, 4 or 8, got {scale!r}; the pixel-shuffle head exists for these factors only")
     for name in ("img_size", "window_size", "embed_dim"):
@@ -98,6 +99,7 @@ def _build(kind: str, scale: int, options: Mapping[str, Any], checkpoint_blocks:
             f"num_heads: expected one entry per group, {len(options['depths'])} as in depths, got {len(options['num_heads'])}; "
             "give both lists the same length"
         )
+    _check_sizes(options, widths)
     device = torch.empty(0).device  # spandrel's constructors read values of new tensors, which the meta device cannot
     with torch.device("cpu"):
         network: Any = _padded(kind)(upscale=scale, upsampler="pixelshuffle", resi_connection="1conv", img_range=1.0, **options)
@@ -110,6 +112,22 @@ def _build(kind: str, scale: int, options: Mapping[str, Any], checkpoint_blocks:
         for group in network.layers:
             group.forward = functools.partial(checkpoint, group.forward, use_reentrant=False)
     return network
+
+
+def _check_sizes(options: Mapping[str, Any], widths: Sequence[int]) -> None:
+    """Windows tile the training input, and heads share the width of every block; spandrel's classes fail on it when called."""
+    if options["img_size"] % options["window_size"]:
+        raise ValueError(
+            f"img_size: expected a multiple of window_size {options['window_size']}, got {options['img_size']}; change one"
+        )
+    for heads in options["num_heads"]:
+        check_positive_int(heads, "num_heads")
+        wrong = [width for width in widths if width % (heads if len(widths) == 1 else heads - width % heads)]
+        if wrong:
+            raise ValueError(
+                f"num_heads: expected head counts that divide the blocks' widths {list(widths)}, got {heads}; change embed_dim, "
+                "growth or num_heads"
+            )
 
 
 @functools.cache

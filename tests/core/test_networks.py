@@ -181,6 +181,21 @@ def test_stochastic_depth_is_on_in_training_only(name):
         assert torch.equal(network(lq), network(lq))
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("swinir", {"num_heads": [2, 5]}, r"num_heads: expected head counts that divide the blocks' widths \[12\], got 5"),
+        ("drct", {"growth": 5, "num_heads": [4, 4]}, r"num_heads: expected head counts that divide .*\[12, 17, 22, 27, 32\]"),
+        ("swinir", {"img_size": 18}, "img_size: expected a multiple of window_size 4, got 18"),
+        ("drct", {"num_heads": [2]}, "num_heads: expected one entry per group, 2 as in depths, got 1"),
+        ("swinir", {"window_size": 0}, "window_size: expected an integer >= 1, got 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_when_building(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(name, **options)
+
+
 # auto-encoder
 
 
@@ -350,9 +365,14 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
     x = torch.rand(4, 3, 64, 64, dtype=torch.float64).requires_grad_()
     logits = network(x)
     F.softplus(logits).mean().backward()
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors
+    try:
+        for worker in workers:
+            _, errors = worker.communicate(timeout=120)
+            assert worker.returncode == 0, errors
+    finally:
+        for worker in workers:  # where one failed, the other waits for it
+            worker.kill()
+            worker.communicate()
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert torch.allclose(torch.cat([part["logits"] for part in found]), logits, atol=1e-10)
     assert torch.allclose(torch.cat([part["grad_x"] for part in found]), x.grad, atol=1e-12)
