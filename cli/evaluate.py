@@ -184,28 +184,22 @@ def _load_autoencoder(name: str, device: Any) -> Any:
     from ..core.networks.autoencoder import load_autoencoder
     from ..nodes.host import get_host
 
-    return load_autoencoder(name, get_host().all_model_dirs()).to(device)
+    return load_autoencoder(get_host().resolve_model(name)).to(device)
 
 
 def _tables(methods: list[Method], options: dict[str, Any], restoring: dict[str, Any], quiet: bool) -> list[Any]:
     """A table per method; Ctrl-C ends with the one that was begun."""
-    from ..core.evaluate import evaluate_pairs
+    from ..core.evaluate import evaluate_methods
 
-    tables: list[Any] = []
+    sources = {
+        method.name: method.pairs if method.model is None else _restored(method.pairs, method.model, **restoring)
+        for method in methods
+    }
     with Progress(sum(len(method.pairs) for method in methods), quiet) as bar, ctrl_c_asks() as cancelled:
-        done = 0
-        for method in methods:
-            bar.update(done, method.name)
-            source: Any = method.pairs if method.model is None else _restored(method.pairs, method.model, **restoring)
-
-            def report(count: int, _total: int | None, name: str, start: int = done) -> None:
-                bar.update(start + count, name)
-
-            tables.append(evaluate_pairs(source, title=method.name, progress=report, should_stop=cancelled, **options))
-            done += len(method.pairs)
-            if not tables[-1].complete:
-                break
-    return tables
+        bar.update(0, methods[0].name)
+        return evaluate_methods(
+            sources, progress=lambda done, _total, name: bar.update(done, name), should_stop=cancelled, **options
+        )
 
 
 def _restored(pairs: Any, model: str, scale: int, tile_px: int, device: Any, precision: Any) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """Score folders or lists of restored images against their references, one image in memory at a time."""
 
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from .metrics.autoencoded import ImageAutoEncoder
 from .metrics.table import Row, Table
 from .pairs import Pair, load_pair, pairs_from_folders
 
-__all__ = ["DEFAULT_SCALE", "Pair", "Progress", "evaluate_pairs", "pairs_from_folders", "quarters"]
+__all__ = ["DEFAULT_SCALE", "Pair", "Progress", "evaluate_methods", "evaluate_pairs", "pairs_from_folders", "quarters"]
 
 Progress = Callable[[int, int | None, str], None]
 DEFAULT_SCALE = 4
@@ -193,3 +194,35 @@ def evaluate_pairs(
         title=title,
         complete=complete,
     )
+
+
+def evaluate_methods(
+    methods: Mapping[str, Iterable[Pair]],
+    metrics: Sequence[str],
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> list[Table]:
+    """Score several methods one after the other.
+
+    Args:
+        methods: name -> pairs, which may be a generator.
+        metrics: keys of METRICS.
+        progress: called after each pair with (number done over all methods, None, name).
+        options: of `evaluate_pairs`.
+
+    Returns:
+        A table per method, its title being the method's name. A stop leaves out the methods that were not begun.
+    """
+    tables: list[Table] = []
+    for name, pairs in methods.items():
+        before = sum(len(table.rows) for table in tables)
+
+        def report(done: int, _total: int | None, image: str, before: int = before) -> None:
+            if progress is not None:
+                progress(before + done, None, image)
+
+        tables.append(evaluate_pairs(pairs, metrics, title=name, progress=report, **options))
+        if not tables[-1].complete:
+            break
+    return tables

@@ -2,6 +2,7 @@
 
 from .compare import Compare, Spectrum
 from .degrade import Degrade
+from .evaluate import EvaluateFolders
 from .folder import LoadImageFolder
 from .host import register_model_folder
 from .models import LoadSRModel
@@ -17,6 +18,7 @@ NODES: dict[type, str] = {
     OneStepSR: "One-Step SR",
     ColorFix: "Colour Fix",
     IQAReward: "IQA Reward",
+    EvaluateFolders: "Evaluate Folders",
     Compare: "Compare",
     Spectrum: "Spectrum",
     SaveReport: "Save Report",

@@ -35,7 +35,7 @@ class SaveReport:
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         return {
             "required": {
-                "scores": ("STRING", {"forceInput": True, "tooltip": "JSON from IQA Reward."}),
+                "scores": ("STRING", {"forceInput": True, "tooltip": "JSON from IQA Reward or Evaluate Folders."}),
                 "filename_prefix": (
                     "STRING",
                     {
@@ -68,7 +68,9 @@ class SaveReport:
     ) -> dict[str, Any]:
         records = [read_json(text, "scores") for text in as_list(scores)]
         if not records or not all(map(_is_record, records)):
-            raise ValueError("scores: expected the JSON of IQA Reward, got something else; connect its output `scores`")
+            raise ValueError(
+                "scores: expected the JSON of IQA Reward or Evaluate Folders, got something else; connect the output `scores`"
+            )
         host = get_host()
         shown = _pages(pictures, "pictures") + _pages(more_pictures, "more_pictures")
         shown = shown or [_scores_picture(records)]
@@ -133,7 +135,8 @@ def _write_all(jobs: Mapping[Path, Callable[[Path], None]], update: Callable[[in
 
 def _columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
     names = [name for record in records for name in record.get("metrics", {})]
-    return [*dict.fromkeys(names), "reward"]
+    has_reward = any("reward" in image for record in records for image in record["images"])
+    return [*dict.fromkeys(names), *(["reward"] if has_reward else [])]
 
 
 def _lines(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
@@ -143,7 +146,12 @@ def _lines(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, An
         for record in records
         for image in record["images"]
     ]
-    return lines + ([("mean", dict(records[0].get("mean", {})))] if len(records) == 1 else [])
+    return lines + ([("mean", dict(records[0]["mean"]))] if _has_mean(records) else [])
+
+
+def _has_mean(records: Sequence[Mapping[str, Any]]) -> bool:
+    """One record of one method; Evaluate Folders has no common mean for several methods."""
+    return len(records) == 1 and bool(records[0].get("mean"))
 
 
 def _as_csv(records: Sequence[Mapping[str, Any]]) -> str:
@@ -162,4 +170,4 @@ def _scores_picture(records: Sequence[Mapping[str, Any]]) -> Image.Image:
         [name, *("" if values.get(column) is None else f"{values[column]:.4g}" for column in columns)]
         for name, values in _lines(records)
     ]
-    return draw_table(["image", *columns], rows, title="Scores", has_summary=len(records) == 1)
+    return draw_table(["image", *columns], rows, title="Scores", has_summary=_has_mean(records))
