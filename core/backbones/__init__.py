@@ -6,15 +6,27 @@ from typing import Any
 
 from ..checks import did_you_mean
 from ..weights import WeightsError, find_model, read_info
-from . import network, pixel
+from . import latent, network, pixel
 from .base import AnyBackbone, Backbone, BackboneSpec, DirectBackbone
+from .latent import LATENT_KINDS, open_backbone
 
 BACKBONES: dict[str, Callable[[Path, dict[str, Any]], AnyBackbone]] = {
     "network": network.load,
     "pixel": pixel.load,
+    "flux2_klein": latent.load,
+    "z_image": latent.load,
 }
 
-__all__ = ["BACKBONES", "AnyBackbone", "Backbone", "BackboneSpec", "DirectBackbone", "load_backbone"]
+__all__ = [
+    "BACKBONES",
+    "LATENT_KINDS",
+    "AnyBackbone",
+    "Backbone",
+    "BackboneSpec",
+    "DirectBackbone",
+    "load_backbone",
+    "open_backbone",
+]
 
 
 def load_backbone(name: str | Path, folders: Iterable[str | Path] = ()) -> AnyBackbone:

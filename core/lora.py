@@ -1,0 +1,210 @@
+"""Low-rank adapters of the latent backbones: which layers, attach, scale, merge. One resolver for training and inference.
+
+y = W x + strength (alpha / rank) B A x,   A [rank, in],  B [out, rank]
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from .compat import import_peft
+from .weights import check_state
+
+LORA_TARGETS: dict[str, tuple[str, ...]] = {
+    "flux2_klein": (
+        *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("to_qkv_mlp_proj", "to_out"),
+    ),
+    "z_image": ("to_q", "to_k", "to_v", "to_out.0", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
+}
+_FACTS = ("latents", "start_sigma")
+
+
+def resolve_targets(transformer: nn.Module, patterns: Iterable[str]) -> list[str]:
+    """The linear layers that a list of patterns means, in the order of the module; training and inference both ask here.
+
+    A pattern is the end of a dotted name: `to_out` is a layer of that name and not `to_out.0`.
+
+    Args:
+        transformer: the module.
+        patterns: for example `LORA_TARGETS["z_image"]`.
+
+    Returns:
+        Full names, without the `base_layer` that an attached adapter inserts.
+
+    Raises:
+        ValueError: a pattern that names no linear layer.
+
+    Source:
+        StrSR specification, section 2.6: 80 layers of FLUX.2 klein, 238 of Z-Image.
+    """
+    wanted = tuple(patterns)
+    root: Any = transformer
+    linear: list[str] = [n.removesuffix(".base_layer") for n, module in root.named_modules() if isinstance(module, nn.Linear)]
+    chosen = [name for name in dict.fromkeys(linear) if any(_ends(name, pattern) for pattern in wanted)]
+    idle = [pattern for pattern in wanted if not any(_ends(name, pattern) for name in chosen)]
+    if idle or not chosen:
+        raise ValueError(
+            f"targets: expected ends of names of linear layers, {', '.join(idle) or 'an empty list'} match none in "
+            f"{type(transformer).__name__}; use the list of this backbone, and attach or merge before quantising"
+        )
+    return chosen
+
+
+def _ends(name: str, pattern: str) -> bool:
+    return name == pattern or name.endswith(f".{pattern}")
+
+
+def expected_state(transformer: nn.Module, patterns: Iterable[str], rank: int) -> dict[str, Tensor]:
+    """Names and shapes (meta tensors) that an adapter of that rank has."""
+    state: dict[str, Tensor] = {}
+    for name in resolve_targets(transformer, patterns):
+        layer: Any = transformer.get_submodule(name)
+        state[f"{name}.lora_A.weight"] = torch.empty(rank, layer.in_features, device="meta")
+        state[f"{name}.lora_B.weight"] = torch.empty(layer.out_features, rank, device="meta")
+    return state
+
+
+def attach(
+    transformer: nn.Module,
+    patterns: Iterable[str],
+    rank: int,
+    *,
+    alpha: float | None = None,
+    adapter: str = "default",
+    generator: Generator | None = None,
+) -> list[nn.Parameter]:
+    """Add a trainable float32 adapter with PEFT: A Gaussian with deviation 1 / rank, B zero, so nothing changes at first.
+
+    Args:
+        transformer: FLUX.2 or Z-Image; its own parameters are frozen.
+        patterns: see `resolve_targets`.
+        rank: of the adapter.
+        alpha: scale times rank; None is `rank`, a scale of 1.
+        adapter: PEFT's name for it.
+        generator: of A, on the CPU.
+
+    Returns:
+        The adapter's parameters.
+
+    Raises:
+        ValueError: a pattern that matches nothing.
+
+    Source:
+        StrSR specification, section 2.6: rank 256, alpha 256, no dropout.
+    """
+    names = resolve_targets(transformer, patterns)
+    model: Any = transformer
+    scale = rank if alpha is None else alpha
+    model.add_adapter(import_peft().LoraConfig(r=rank, lora_alpha=scale, target_modules=names), adapter_name=adapter)
+    found = {name: p for name, p in transformer.named_parameters() if f".{adapter}." in name and ".lora_" in name}
+    for name, parameter in found.items():
+        parameter.data = parameter.data.float()
+        if ".lora_A." in name and not parameter.is_meta:
+            drawn = torch.empty(parameter.shape).normal_(0, 1 / rank, generator=generator)
+            parameter.data.copy_(drawn)
+    for parameter in transformer.parameters():
+        parameter.requires_grad_(False)
+    adapted = {name.split(".lora_")[0] for name in found}
+    assert adapted == set(names), sorted(adapted.symmetric_difference(names))[:8]
+    for parameter in found.values():
+        parameter.requires_grad_(True)
+    return list(found.values())
+
+
+def adapter_state(transformer: nn.Module, adapter: str = "default") -> dict[str, Tensor]:
+    """The tensors of an attached adapter under the names used in files: `<layer>.lora_A.weight` and `<layer>.lora_B.weight`."""
+    end = f".{adapter}.weight"
+    return {
+        f"{name.removesuffix(end)}.weight": parameter.detach()
+        for name, parameter in transformer.named_parameters()
+        if name.endswith(end) and ".lora_" in name
+    }
+
+
+def load_attached(transformer: nn.Module, state: Mapping[str, Tensor], source: str, adapter: str = "default") -> None:
+    """Copy an adapter's tensors into the attached adapter of that name, after an exact check.
+
+    Raises:
+        WeightsError: missing, unexpected and wrong-shaped entries, all at once.
+    """
+    own = adapter_state(transformer, adapter)
+    check_state(state, own, source)
+    for name, tensor in own.items():
+        tensor.copy_(state[name])
+
+
+def set_strength(transformer: nn.Module, strength: float, adapter: str = "default") -> None:
+    """Scale an attached adapter: 0 is the base model, 1 the adapter as trained."""
+    for module in transformer.modules():
+        layer: Any = module
+        if adapter in getattr(module, "scaling", {}):  # PEFT's layers hold one scale per adapter
+            layer.set_scale(adapter, strength)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter as read from disk, with what it was made for.
+
+    Attributes:
+        state: `<layer>.lora_A.weight` [rank, in] and `<layer>.lora_B.weight` [out, rank].
+        info: `backbone`, `rank`, `alpha`, `targets`, `latents`, `start_sigma`, and free notes.
+        projector: the two linear layers that bring the vision-language model's tokens to the backbone's width, or empty.
+        source: path, for messages.
+    """
+
+    state: Mapping[str, Tensor]
+    info: Mapping[str, Any]
+    projector: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    source: str = "adapter"
+
+    @property
+    def rank(self) -> int:
+        """Rank of the matrices."""
+        return int(self.info["rank"])
+
+    @property
+    def scale(self) -> float:
+        """Alpha / rank."""
+        return float(self.info.get("alpha", self.rank)) / self.rank
+
+    def agree(self, backbone: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """The facts of a backbone that this adapter needs, over which the caller's must not disagree.
+
+        Raises:
+            ValueError: the adapter of another backbone, or another latent convention.
+        """
+        if self.info["backbone"] != backbone:
+            raise ValueError(
+                f"lora: expected an adapter of {backbone}, {self.source} is one of {self.info['backbone']}; "
+                "choose the file made for this backbone"
+            )
+        if "latents" in facts and "latents" in self.info and facts["latents"] != self.info["latents"]:
+            raise ValueError(
+                f"latents: expected {self.info['latents']!r}, which {self.source} was made with, got {facts['latents']!r}; "
+                "leave the setting out"
+            )
+        return {**{key: self.info[key] for key in _FACTS if key in self.info}, **facts}
+
+    def check(self, transformer: nn.Module) -> None:
+        """Raise WeightsError unless names and shapes are exactly those of `targets` and `rank` on this transformer."""
+        check_state(self.state, expected_state(transformer, self.info["targets"], self.rank), self.source)
+
+    def merge_into(self, transformer: nn.Module, strength: float = 1.0) -> None:
+        """Add the adapter to the weights in place: W + strength scale B A, in float32, rounded once to the weights' precision.
+
+        With B = 0 the weights stay as they are, bit for bit.
+
+        Raises:
+            WeightsError: the adapter does not fit.
+        """
+        self.check(transformer)
+        for name in resolve_targets(transformer, self.info["targets"]):
+            layer: Any = transformer.get_submodule(name)
+            weight: Tensor = layer.weight
+            down, up = (self.state[f"{name}.lora_{half}.weight"].to(weight.device, torch.float32) for half in "AB")
+            if strength and bool(up.any()):
+                weight.data = torch.addmm(weight.data.float(), up, down, alpha=strength * self.scale).to(weight.dtype)

@@ -1,0 +1,162 @@
+"""Adapters on disk: our safetensors file, the released pair of pickles, and the format of ComfyUI's LoRA loader."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .lora import LORA_TARGETS, Adapter
+from .weights import MissingModelError, WeightsError, check_state, load_state_dict, read_info, save_weights
+
+# what the released weights were made with and do not say themselves: specification strsr.md, sections 1.4, 1.5 and 5
+RELEASED: dict[str, dict[str, Any]] = {
+    "flux2_klein": {"base": "FLUX.2-klein-base-4B", "latents": "native", "start_sigma": 0.8},
+    "z_image": {"base": "Z-Image-Turbo", "latents": "raw", "start_sigma": 0.8},
+}
+_PREFIXES = ("base_model.model.", "transformer.")
+_PARTS = ("lora", "projector")
+
+
+def read_adapter(path: str | Path) -> Adapter:
+    """Read an adapter: our safetensors file, or `state_dict.pth` as released (or the folder it lies in) with `projector.pth`.
+
+    Pickle files are read under `weights_only=True`.
+
+    Raises:
+        MissingModelError: nothing there.
+        WeightsError: damaged, or neither of both kinds.
+    """
+    path = Path(path).expanduser()
+    file = path / "state_dict.pth" if path.is_dir() else path
+    if not file.is_file():
+        raise MissingModelError(
+            f"lora: expected an adapter file or a folder with state_dict.pth, found no {file}; check the path"
+        )
+    if file.suffix != ".safetensors":
+        projector = file.with_name("projector.pth")
+        return from_released(file, projector if projector.is_file() else None)
+    info, state = read_info(file), load_state_dict(file)
+    if info.get("architecture") != "lora":
+        return _described(_canonical(state), {}, str(file))
+    parts = {part: {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")} for part in _PARTS}
+    return Adapter(parts["lora"], info, parts["projector"], str(file))
+
+
+def from_released(state_dict: str | Path, projector: str | Path | None = None) -> Adapter:
+    """Read the two files of a released one-step model and say what they are.
+
+    Args:
+        state_dict: PEFT names, `base_model.model.<layer>.lora_A.default.weight`.
+        projector: `0.weight 0.bias 2.weight 2.bias`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: damaged, a pickle that would run code, or other names.
+
+    Source:
+        StrSR specification, section 1.7.
+    """
+    state = _canonical(load_state_dict(state_dict))
+    layers: dict[str, Tensor] = {} if projector is None else load_state_dict(projector)
+    if layers:
+        check_projector(layers, str(projector))
+    return _described(state, layers, str(state_dict))
+
+
+def _canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    names: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        for prefix in _PREFIXES:
+            name = name.removeprefix(prefix)
+        names[name.replace(".default.weight", ".weight")] = tensor
+    return names
+
+
+def _described(state: dict[str, Tensor], projector: Mapping[str, Tensor], source: str) -> Adapter:
+    downs = {name.removesuffix(".lora_A.weight"): tensor for name, tensor in state.items() if name.endswith(".lora_A.weight")}
+    kinds = [
+        kind for kind, start in (("flux2_klein", "single_transformer_blocks."), ("z_image", "layers.")) if _any(downs, start)
+    ]
+    if len(kinds) != 1:
+        found = ", ".join(sorted(state)[:3])
+        raise WeightsError(f"{source}: expected an adapter of {' or '.join(LORA_TARGETS)}, got {found}; choose another file")
+    kind = kinds[0]
+    info = {"backbone": kind, "rank": int(next(iter(downs.values())).shape[0]), "targets": list(LORA_TARGETS[kind])}
+    return Adapter(state, {**info, "alpha": info["rank"], **RELEASED[kind]}, projector, source)
+
+
+def _any(names: Iterable[str], start: str) -> bool:
+    return any(name.startswith(start) for name in names)
+
+
+def check_projector(state: Mapping[str, Tensor], source: str, width: int | None = None) -> int:
+    """Check the names and shapes of the projector: in -> out / 2 -> out.
+
+    Args:
+        state: its tensors.
+        source: for messages.
+        width: what the backbone takes; None does not ask.
+
+    Returns:
+        The output width: 7680 for FLUX.2 klein, 2560 for Z-Image.
+
+    Raises:
+        WeightsError: other names or shapes, or the projector of another backbone.
+    """
+    out = state["2.bias"].shape[0] if "2.bias" in state else width or 2
+    inputs = state["0.weight"].shape[-1] if "0.weight" in state else 1
+    shapes = {"0.weight": (out // 2, inputs), "0.bias": (out // 2,), "2.weight": (out, out // 2), "2.bias": (out,)}
+    check_state(state, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, source)
+    if width is not None and out != width:
+        raise WeightsError(
+            f"{source}: expected a projector to {width} channels, got one to {out}; it belongs to another backbone"
+        )
+    return out
+
+
+def save_adapter(path: str | Path, adapter: Adapter) -> Path:
+    """Write adapter and projector as one safetensors file whose header says what they are."""
+    tensors = {f"lora.{name}": tensor for name, tensor in adapter.state.items()}
+    tensors |= {f"projector.{name}": tensor for name, tensor in adapter.projector.items()}
+    return save_weights(path, tensors, {**adapter.info, "architecture": "lora", "options": {}})
+
+
+def comfy_name(backbone: str, layer: str) -> str:
+    """What ComfyUI's LoRA loader calls a layer.
+
+    Layers that its model keeps fused (q, k, v) go by diffusers' names, which it maps to slices; the rest by the model's own.
+
+    Raises:
+        ValueError: unknown backbone.
+    """
+    if backbone not in LORA_TARGETS:
+        raise ValueError(f"backbone: expected {' or '.join(LORA_TARGETS)}, got {backbone!r}; choose one of them")
+    if backbone == "z_image":
+        return f"diffusion_model.{layer}"
+    start, index, rest = layer.split(".", 2)
+    own = {
+        "attn.to_qkv_mlp_proj": "single_blocks.{}.linear1",
+        "attn.to_out": "single_blocks.{}.linear2",
+        "attn.to_out.0": "double_blocks.{}.img_attn.proj",
+        "attn.to_add_out": "double_blocks.{}.txt_attn.proj",
+    }
+    return f"diffusion_model.{own[rest].format(index)}" if rest in own else f"transformer.{start}.{index}.{rest}"
+
+
+def export_for_comfy(path: str | Path, adapter: Adapter, dtype: torch.dtype | None = None) -> Path:
+    """Write an adapter in the key format that ComfyUI's own LoRA loader understands, with its alpha.
+
+    Args:
+        path: a .safetensors file, for ComfyUI's models/loras.
+        adapter: from `read_adapter` or made of `adapter_state`.
+        dtype: of the matrices; None keeps theirs.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in adapter.state.items():
+        layer, half = name.removesuffix(".weight").rsplit(".", 1)
+        target = comfy_name(str(adapter.info["backbone"]), layer)
+        tensors[f"{target}.{half}.weight"] = tensor if dtype is None else tensor.to(dtype)
+        tensors[f"{target}.alpha"] = torch.tensor(adapter.scale * adapter.rank)
+    return save_weights(path, tensors)
