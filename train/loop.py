@@ -22,7 +22,7 @@ from .data import PairData, sample_seed
 from .hooks import Hooks, SilentHooks, TrainResult
 from .optimize import learning_rate, make_average, make_optimizer
 from .prefetch import Prefetch
-from .processes import average_gradients, share_state
+from .processes import average_gradients, averaged_over_processes, share_state
 from .state import TrainState, checkpoints
 
 __all__ = ["Hooks", "Loop", "NonFiniteError", "SilentHooks", "Stopped", "TrainResult", "Trained", "learning_rate", "make_average"]
@@ -190,8 +190,9 @@ class Loop:
         """
         total = terms.total().mean()
         named = {**terms.values, "loss": total}
-        means = torch.stack([values.detach().float().mean() for values in named.values()]).tolist()  # one wait for the device
-        if self._agreed(not all(map(math.isfinite, means))):
+        # one wait for the device; over processes a NaN of any of them reaches all, so that they stop together
+        means = averaged_over_processes(torch.stack([values.detach().float().mean() for values in named.values()])).tolist()
+        if not all(map(math.isfinite, means)):
             told = (self._complaint(name, values, term, samples) for term, values in named.items())
             raise NonFiniteError(
                 next(filter(None, told), f"step {self.state.step + 1}: a term is not finite in another process; see its message")

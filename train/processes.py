@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as distributed
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.networks.normalization import world_size
 
@@ -37,3 +37,12 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for gradient in gradients:
         gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
         start += gradient.numel()
+
+
+def averaged_over_processes(values: Tensor) -> Tensor:
+    """The mean of every process's values, without gradient."""
+    processes = world_size()
+    if processes > 1:
+        distributed.all_reduce(values)
+        values = values / processes
+    return values

@@ -8,7 +8,7 @@ from . import autoencoder, fidelity, perceptual_gan
 
 
 class Recipe(NamedTuple):
-    """A recipe's config class and its function `train(config, folder, hooks, resume)`."""
+    """A recipe's config class and its function `train(config, folder, hooks, resume, model_folders)`."""
 
     config: type[Any]
     train: Callable[..., Any]

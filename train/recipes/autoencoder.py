@@ -2,8 +2,8 @@
 
     L_AE = gt_weight mean|dec(enc(gt)) - gt| + lq_weight mean|enc(gt) - lq|                    (paper eq. 4-6, specification 2.2)
 
-Supported: the synthetic task (both terms; the second holds the bottleneck at the low-resolution image), the real-world task (gt term
-only, decoder frozen and out of the optimiser), the ablations (bicubic encoder, no lq term), scale 2.
+Supported: the synthetic task (both terms; the second holds the bottleneck at the low-resolution image), the real-world task
+(gt term only, decoder frozen and out of the optimiser), the ablations (bicubic encoder, no lq term), scale 2.
 Accumulation, several processes, bf16 and fp16 autocast, EMA, resume. Assumed: RGB.
 """
 
@@ -26,8 +26,8 @@ from ...core.records import LossTerms
 from ...core.weights import find_model, load_into
 from ..config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, empty_table, positive, to_mapping
 from ..data import PairData
-from ..losses import RANDOM
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
+from ..losses import RANDOM
 from ..state import keep_global_randomness
 from ..validation import SMALLEST_HELD_OUT_PX, evaluating, held_out_pairs, sample_pair, strip
 

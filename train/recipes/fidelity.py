@@ -6,7 +6,7 @@ EMA, resume, warm start.
 Assumed: ground truth fits in memory when `data.cache_images` is on; the model takes RGB.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +74,7 @@ class FidelityConfig:
 LOSSES = {"l1": l1_loss, "mse": mse_loss, "psnr": psnr_loss}
 
 
-def build_model(config: FidelityConfig) -> AnyBackbone:
+def build_model(config: FidelityConfig, model_folders: Sequence[str | Path] = ()) -> AnyBackbone:
     """The backbone that the config describes, randomly initialised (or from `model.init`)."""
     model = config.model
     if model.backbone == "pixel":
@@ -84,7 +84,7 @@ def build_model(config: FidelityConfig) -> AnyBackbone:
             model.architecture, {"scale": model.scale, **model.options}, config.name, config.licence
         )
     if model.init:
-        state = {name: tensor.float() for name, tensor in load_state_dict(find_model(model.init)).items()}
+        state = {name: tensor.float() for name, tensor in load_state_dict(find_model(model.init, model_folders)).items()}
         load_into(dict(backbone.modules())["network"], state, model.init)
     return backbone
 
@@ -99,7 +99,13 @@ def forward(backbone: AnyBackbone, network: nn.Module, lq: Tensor, scale: int) -
     return from_model_range(z_lq - sigma.view(-1, 1, 1, 1) * network(z_lq, sigma, z_lq))
 
 
-def train(config: FidelityConfig, folder: str | Path, hooks: Hooks | None = None, resume: bool = False) -> TrainResult:
+def train(
+    config: FidelityConfig,
+    folder: str | Path,
+    hooks: Hooks | None = None,
+    resume: bool = False,
+    model_folders: Sequence[str | Path] = (),
+) -> TrainResult:
     """Train, and write weights, curve and log into `folder`.
 
     Args:
@@ -107,6 +113,7 @@ def train(config: FidelityConfig, folder: str | Path, hooks: Hooks | None = None
         folder: run folder.
         hooks: the host's progress, preview and stop.
         resume: continue a run in `folder` that was interrupted; the result equals the uninterrupted one bit for bit on one CPU.
+        model_folders: where `model.init` is looked for by name.
 
     Raises:
         ConfigError, DataError, WeightsError, NonFiniteError, Stopped, FileExistsError: see their classes.
@@ -115,7 +122,7 @@ def train(config: FidelityConfig, folder: str | Path, hooks: Hooks | None = None
     # ComfyUI and the runner execute nodes in inference mode, where nothing can be trained; seeding stays our own affair
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), keep_global_randomness():
         torch.manual_seed(config.run.seed)
-        backbone = build_model(config)
+        backbone = build_model(config, model_folders)
         network = dict(backbone.modules())["network"]
         network.train().requires_grad_(True)
         if config.run.channels_last:

@@ -1,9 +1,9 @@
 """Train a super-resolution network with any stack of losses, against a discriminator if one of them is adversarial.
 
 One step, in the order of the specification's section 1: freeze the discriminator D; sr = G(lq), and the moving average's sr_ema
-only if a loss needs it; all terms of G, one backward pass, step of G and of its average; then D's terms on ground truth and on the
-same sr, detached, one backward pass on their sum (equal to one on each); step of D. D is in train mode in every pass, as released:
-its batch statistics and power iterations advance in G's pass too.
+only if a loss needs it; all terms of G, one backward pass, step of G and of its average; then D's terms on ground truth and on
+the same sr, detached, one backward pass on their sum (equal to one on each); step of D. D is in train mode in every pass, as
+released: its batch statistics and power iterations advance in G's pass too.
 
 Supported: every network of core.networks.NETWORKS, from random weights, a bundled model or a released file; VGG and U-Net
 discriminators; a generator every n-th step and after a number of steps of D alone; accumulation, several processes, bf16 and fp16
