@@ -123,7 +123,8 @@ def train(
     running step and writes a checkpoint, the second stops at once. A resumed run equals one that was never interrupted.
     """
     from ..core.batch import check_writable
-    from ..train.config import config_hash
+    from ..core.checks import did_you_mean
+    from ..train.config import config_hash, find_config, published
     from ..train.loop import Stopped
     from ..train.recipes import load_config
     from ..train.state import checkpoints
@@ -131,6 +132,12 @@ def train(
     if config.is_dir() or config.suffix.lower() == ".json":
         got, hint = ("a folder", "name a file in it") if config.is_dir() else ("a JSON file", "`alignsr run` runs workflows")
         raise ValueError(f"{config}: expected a TOML file, got {got}; {hint}")
+    if not find_config(config).is_file():
+        names = [name for name in published() if not name.startswith("tiny-")]
+        raise FileNotFoundError(
+            f"config: expected a TOML file or the name of a published config, found no {str(config)!r}; "
+            f"{did_you_mean(str(config), names)}"
+        )
     recipe, settings = load_config(config, sets or [])
     folder = as_folder(out) if out else Path("runs") / f"{settings.name}-{config_hash(settings)}"
     check_writable(folder)

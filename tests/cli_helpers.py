@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from alignsr.cli import main
+from alignsr.cli.made import RECORD
 from alignsr.core.backbones.network import build
 from alignsr.core.backbones.pixel import PixelBackbone
 from alignsr.core.weights import save_weights
@@ -66,6 +67,11 @@ def save_tiny(path: Path, kind: str = "network", **changes: Any) -> Path:
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its content."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def results(folder: Path) -> list[str]:
+    """Names of the files below a folder, but the record of what made them."""
+    return [name for name in tree(folder) if Path(name).name != RECORD]
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cli_helpers import LITE, Outcome, call, picture, save_tiny, tree, unchanged
+from cli_helpers import LITE, Outcome, call, picture, results, save_tiny, tree, unchanged
 from PIL import Image
 from train_helpers import make_pictures
 
@@ -202,7 +202,19 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
     ),
     "scale nan, degrade": (lambda p: ["degrade", p.good, "-o", p.out, "--scale", "nan"], "scale: expected a finite number >= 1"),
     "tile below 0": (lambda p: p.upscale(p.good, "--tile-px", "-8"), "--tile-px: expected an integer >= 0, got -8"),
-    "overlap as large as the tile": (lambda p: p.upscale(p.good, "--tile-px", "8", "--overlap-px", "8"), "overlap_px: expected"),
+    "overlap as large as the tile": (
+        lambda p: p.upscale(p.good, "--tile-px", "32", "--overlap-px", "32"),
+        "overlap_px: expected",
+    ),
+    "tile too small to be of use": (
+        lambda p: p.upscale(p.good, "--tile-px", "15"),
+        "--tile-px: expected 0 or at least 16, got 15; 0 takes the model's own",
+    ),
+    "tile too small to be of use, demo": (
+        lambda p: ["demo", p.good, "-o", p.out, "-m", p.model, "--tile-px", "1"],
+        "--tile-px: expected 0 or at least 16, got 1",
+    ),
+    "a word for a number": (lambda p: p.upscale(p.good, "--scale", "four"), "--scale: "),
     "unknown colour fix": (lambda p: p.upscale(p.good, "--color-fix", "wavelt"), "did you mean 'wavelet'?"),
     "unknown precision": (
         lambda p: p.upscale(p.good, "--precision", "fp8"),
@@ -229,6 +241,33 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
         lambda p: ["evaluate", "--gt", p.folder, "--model", "no-such-model", "--lq", p.folder],
         "found no 'no-such-model'",
     ),
+    **{
+        f"nearly the name of a model, {command}": (
+            lambda p, arguments=arguments: [*arguments(p), "lite-X5"],
+            "found no 'lite-X5'; did you mean 'lite-x4'?",
+        )
+        for command, arguments in (
+            ("upscale", lambda p: ["upscale", p.good, "-o", p.out, "-m"]),
+            ("demo", lambda p: ["demo", p.good, "-o", p.out, "-m"]),
+            ("evaluate", lambda p: ["evaluate", "--gt", p.folder / "pictures", "--lq", p.folder / "pictures", "--model"]),
+            ("check", lambda p: ["models", "check"]),
+        )
+    },
+    "nearly the name of a model, run": (lambda p: p.run(n3__model_name="lite-x5"), "did you mean 'lite-x4'?"),
+    "nearly the name of a model, train": (lambda p: p.train("", 'model.init="lite-x5"'), "did you mean 'lite-x4'?"),
+    "nearly a file in the model folder": (
+        lambda p: p.upscale(p.good, model="modle"),
+        "found no 'modle'; did you mean 'model.safetensors'?",
+    ),
+    "nearly the path of a model": (
+        lambda p: p.upscale(p.good, model=p.write("deep/weights.pth", "x").with_name("wieghts.pth")),
+        "deep/weights.pth'? Otherwise",
+    ),
+    "a model that could be downloaded": (
+        lambda p: p.upscale(p.good, model="realesr-general-x4v3"),
+        "get it with `alignsr models download realesr-general-x4v3`",
+    ),
+    "a folder as model": (lambda p: p.upscale(p.good, model=p.folder / "pictures"), "expected a weight file, got the folder"),
     "wrong-shaped weights": (
         lambda p: p.upscale(p.good, model=wrong_shapes(p)),
         "the weights do not fit this network; missing: ",
@@ -290,6 +329,34 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
         lambda p: ["demo", p.good, "-m", p.model, "-o", p.write("out", "x")],
         "expected a folder",
     ),
+    "folder as picture, demo": (
+        lambda p: ["demo", p.folder / "pictures", "-o", p.out, "-m", p.model],
+        "pictures: expected an image file, got a folder",
+    ),
+    "unknown suffix of a named result": (
+        lambda p: ["upscale", p.good, "-o", p.folder / "w.xyz", "-m", p.model],
+        "out: expected a folder or a name ending in .png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff, got",
+    ),
+    "unknown suffix of a named result, degrade": (
+        lambda p: ["degrade", p.good, "-o", p.folder / "w.xyz"],
+        "out: expected a folder or a name ending in .png",
+    ),
+    "JPEG as degraded result": (
+        lambda p: ["degrade", p.good, "-o", p.folder / "x.jpg"],
+        "--out: expected a name ending in .png, got",
+    ),
+    "picture name for the results of a folder": (
+        lambda p: ["upscale", p.folder / "pictures", "-o", p.folder / "x.png", "-m", p.model],
+        "out: expected a folder for the results of a folder",
+    ),
+    **{
+        f"picture name for the folder of results, {command}": (build, "--out: expected a folder, got the picture name")
+        for command, build in (
+            ("demo", lambda p: ["demo", p.good, "-m", p.model, "-o", p.folder / "x.png"]),
+            ("run", lambda p: [*p.run()[:2], "--out", p.folder / "x.png"]),
+            ("train", lambda p: [*p.train()[:2], "--out", p.folder / "x.png"]),
+        )
+    },
     "unknown suffix of a result": (lambda p: ["upscale", p.write("a.gif", b"x"), "-o", p.out, "-m", p.model], "a.gif: expected"),
     "alpha into JPEG": (
         lambda p: ["upscale", write_image(p.folder / "rgba.png", picture(8, 8, 4)), "-o", p.folder / "x.jpg", "-m", p.model],
@@ -317,7 +384,23 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
     "--set without a value": (lambda p: [*p.run(), "--set", "4.scale"], "--set"),
     "not JSON": (
         lambda p: ["run", p.write("w.json", "{,}"), "--out", p.out],
-        "w.json: expected a JSON workflow, got Expecting property name",
+        "w.json: not a workflow: expected JSON, got Expecting property name",
+    ),
+    "TOML as workflow": (
+        lambda p: ["run", p.write("c.toml", 'recipe = "fidelity"'), "--out", p.out],
+        "c.toml: not a workflow: expected JSON, got a TOML file; give it to `alignsr train`",
+    ),
+    "Markdown as workflow": (
+        lambda p: ["run", p.write("n.md", "# Notes"), "--out", p.out],
+        "n.md: not a workflow: expected JSON, got a Markdown file",
+    ),
+    "picture as workflow": (
+        lambda p: ["run", p.good, "--out", p.out],
+        "good.png: not a workflow: expected JSON, got a picture",
+    ),
+    "folder as workflow": (
+        lambda p: ["run", p.folder / "pictures", "--out", p.out],
+        "pictures: not a workflow: expected a JSON file, got a folder",
     ),
     "JSON that is no workflow": (
         lambda p: ["run", p.write("w.json", "[1, 2]"), "--out", p.out],
@@ -348,6 +431,11 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
     "unknown choice in TOML": (lambda p: p.train('recipe = "fidelity"\n[run]\nprecision = "fp23"\n'), "did you mean 'fp32'?"),
     "unknown recipe": (lambda p: p.train('recipe = "fidelty"\n'), "did you mean 'fidelity'?"),
     "not TOML": (lambda p: p.train("recipe = \n"), "config.toml: expected TOML"),
+    "workflow as config": (
+        lambda p: ["train", p.run()[1]],
+        "workflow.json: expected a TOML file, got a JSON file; `alignsr run`",
+    ),
+    "folder as config": (lambda p: ["train", p.folder / "pictures"], "pictures: expected a TOML file, got a folder"),
     "no such config": (lambda p: ["train", "no-such-config"], "expected a TOML file"),
     "no training pictures": (lambda p: p.train('recipe = "fidelity"\n[data]\nfolders = ["nowhere"]\n'), "data.folders"),
     "scale 0 in TOML": (lambda p: p.train("", "model.scale=0"), "scale: expected at least 1, got 0"),
@@ -376,7 +464,7 @@ def check_refused(done: Outcome, expected: str) -> None:
 @pytest.mark.parametrize("row", ROWS)
 def test_bad_input_is_one_clear_message(row: str, place: Place) -> None:
     build, expected = ROWS[row]
-    for name in ("bad", "bare", "pictures"):
+    for name in ("bad", "bare", "deep", "pictures"):
         (place.folder / name).mkdir()
     write_image(place.folder / "pictures" / "a.png", picture(8, 8))
     make_pictures(place.folder / "data", 2)
@@ -488,7 +576,7 @@ def test_a_full_disk_leaves_nothing_half_written(command: str, place: Place, mon
     monkeypatch.setattr(os, "fsync", fsync)
     done = call(*arguments[command])
     check_refused(done, "No space left on device")
-    made = sorted(set(tree(place.folder)) - set(before))
+    made = [name for name in results(place.folder) if name not in before]
     expected = {"upscale": ["out/picture_0.png"], "degrade": ["out/picture_0.json", "out/picture_0.png"]}
     assert made == expected.get(command, [])
     if made:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_helpers import call, picture, save_tiny, tree
+from cli_helpers import call, picture, results, save_tiny, tree
 from PIL import Image
 from train_helpers import make_pictures
 
@@ -56,6 +57,7 @@ def test_help_everywhere(command: tuple[str, ...]) -> None:
     assert done.code == 0
     assert done.out.startswith(f"Usage: alignsr{''.join(f' {part}' for part in command)} ")
     assert done.err == ""
+    assert not re.search(r"<\w+>|\[\[|\{", done.out), "types of the program behind it"
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
@@ -69,10 +71,34 @@ def test_version() -> None:
     assert call("--version").out.split()[0] == "alignsr"
 
 
-def test_wrong_use_is_exit_code_2_and_goes_to_stderr() -> None:
-    done = call("upscale")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "Commands:"),
+        (("upscale",), "FILE_OR_FOLDER"),
+        (("upscale", "x.png"), "Missing option '--out'"),
+        (("upscale", "x.png", "-o", "y", "--sale", "2"), "--scale"),
+        (("upscal",), "Did you mean 'upscale'?"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_exit_code_2_and_goes_to_stderr(arguments: tuple[str, ...], said: str) -> None:
+    done = call(*arguments)
     assert (done.code, done.out) == (2, "")
-    assert "FILE_OR_FOLDER" in done.err
+    assert said in done.err
+
+
+@pytest.mark.parametrize("options", [("--scale", "four"), ("--scale", "3.5"), ("--tile-px", "much"), ("--precision", "fp8")])
+def test_a_value_that_is_not_accepted_is_exit_code_1_whoever_refuses_it(options: tuple[str, str], photos: Path) -> None:
+    done = call("upscale", photos, "-o", photos / "out", *options)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"error: {options[0]}: ")
+    assert len(done.err.splitlines()) == 1
+
+
+def test_help_and_readme_agree_with_the_exit_codes() -> None:
+    sentence = "0 done; 1 error, a value that is not accepted included; 2 no such command or option, or one left out; 130 stopped"
+    assert sentence in " ".join(call("--help").out.split())
+    assert sentence in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
 
 def test_completion_knows_the_commands() -> None:
@@ -99,7 +125,7 @@ def test_an_unexpected_error_is_one_line_and_with_debug_a_traceback(
 def test_a_folder_keeps_its_structure_and_names(photos: Path, model: Path, tmp_path: Path) -> None:
     done = call("upscale", photos, "-o", tmp_path / "out", "--model", model, "--json", "-")
     assert done.code == 0, done.err
-    assert sorted(tree(tmp_path / "out")) == ["a.png", "b.jpg", "sub/c.png"]
+    assert results(tmp_path / "out") == ["a.png", "b.jpg", "sub/c.png"]
     for name in tree(photos):
         source, result = Image.open(photos / name), Image.open(tmp_path / "out" / name)
         assert result.size == (source.width * 4, source.height * 4)
@@ -150,7 +176,8 @@ def test_finished_results_are_skipped_unless_told_otherwise(photos: Path, model:
     (out / "sub").mkdir(parents=True)
     (out / "a.png").write_bytes(b"mine")
     first = call("upscale", photos, "-o", out, "-m", model)
-    assert "2 done, 1 skipped, 0 failed" in first.err
+    assert "2 done, 1 skipped (1 of them not known to be as asked for), 0 failed" in first.err
+    assert "a.png exists, but is no picture that can be read; skipped" in first.err
     assert (out / "a.png").read_bytes() == b"mine"
     before = tree(out)
     again = call("upscale", photos, "-o", out, "-m", model)
@@ -169,7 +196,7 @@ def test_one_bad_file_does_not_stop_the_folder(photos: Path, model: Path, tmp_pa
     (photos / "aa.png").write_text("no picture")
     done = call("upscale", photos, "-o", tmp_path / "out", "-m", model, "--json", tmp_path / "report.json")
     assert done.code == 1
-    assert sorted(tree(tmp_path / "out")) == ["a.png", "b.jpg", "sub/c.png"]
+    assert results(tmp_path / "out") == ["a.png", "b.jpg", "sub/c.png"]
     assert len(done.errors) == 1
     assert "aa.png: expected an image" in done.errors[0]
     assert "3 done, 0 skipped, 1 failed" in done.err
@@ -189,7 +216,7 @@ def test_ctrl_c_keeps_finished_results(photos: Path, model: Path, tmp_path: Path
     monkeypatch.setattr(batch, "restore", interrupted)
     done = call("upscale", photos, "-o", tmp_path / "out", "-m", model, "--json", tmp_path / "report.json")
     assert done.code == 130
-    assert sorted(tree(tmp_path / "out")) == ["a.png"]
+    assert results(tmp_path / "out") == ["a.png"]
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["done"], report["complete"]) == (1, False)
 
@@ -208,10 +235,10 @@ def test_a_real_sigint_leaves_whole_files_only(model: Path, tmp_path: Path) -> N
         _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    finished = list(out.iterdir())
+    finished = results(out)
     assert 0 < len(finished) < 60
-    for path in finished:  # no temporary neighbours, and every file is a whole picture
-        assert read_image(path).pixels.shape[-1] == 384
+    for name in finished:  # no temporary neighbours, and every file is a whole picture
+        assert read_image(out / name).pixels.shape[-1] == 384
 
 
 def test_out_of_memory_halves_the_tile_aloud_and_remembers(
@@ -235,7 +262,7 @@ def test_out_of_memory_halves_the_tile_aloud_and_remembers(
 
 
 def test_any_color_fix_and_tile(photos: Path, model: Path, tmp_path: Path) -> None:
-    options = ("--tile-px", "8", "--overlap-px", "2", "--precision", "bf16", "--device", "cpu")
+    options = ("--tile-px", "16", "--overlap-px", "4", "--precision", "bf16", "--device", "cpu")
     for fix in ("none", "wavelet", "adain"):
         assert call("upscale", photos, "-o", tmp_path / fix, "-m", model, "--color-fix", fix, *options).code == 0
 

@@ -1,0 +1,39 @@
+"""What README says of workflows holds: its commands find their nodes, inputs and pictures, one command for every template."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from train_helpers import make_pictures
+
+from alignsr.nodes.host import LocalHost, use_host
+from alignsr.runner import apply_sets, default_node_classes, load_workflow, validate
+from paths import ROOT
+
+COMMANDS = [
+    shlex.split(line)
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    if line.startswith("alignsr run workflows/")
+]
+
+
+def test_every_template_has_its_command() -> None:
+    assert sorted(command[2] for command in COMMANDS) == sorted(
+        f"workflows/{path.name}" for path in (ROOT / "workflows").glob("*.json")
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: Path(command[2]).stem)
+def test_a_command_for_a_template_is_complete(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder with photo.jpg and photos/ nothing else is missing; without its `--set` something is."""
+    make_pictures(tmp_path / "photos", 2)
+    (tmp_path / "photos" / "picture_0.png").rename(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    sets = [value for flag, value in zip(command, command[1:], strict=False) if flag == "--set"]
+    classes = default_node_classes()
+    with use_host(LocalHost(output_dir=tmp_path / "out", input_dirs=[tmp_path])):
+        graph = load_workflow(ROOT / command[2])[0]
+        apply_sets(graph, sets, classes)
+        assert validate(graph, classes)
+    assert re.search(r"--out results$", " ".join(command))
