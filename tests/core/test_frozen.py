@@ -202,15 +202,17 @@ def test_works_in_bf16_autocast(memory_format: torch.memory_format) -> None:
     network = autoencoder().to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
     twin = lean(network)
     image = U("frozen/image", 1, 3, 32, 32).contiguous(memory_format=memory_format)
-    _, exact = value_and_gradient(network, image)
+    best, exact = value_and_gradient(network, image)
     with torch.autocast("cpu", torch.bfloat16):
         value, grad = value_and_gradient(network, image)
         twin_value, twin_grad = value_and_gradient(twin, image)
-        assert torch.equal(value, twin_value)
         half = image.clone().requires_grad_()
         assert kept_bytes(lambda: twin(half), twin) <= 0.25 * kept_bytes(lambda: network(half), network)
     assert twin_grad.dtype == torch.float32
-    assert (twin_grad - exact).norm() <= 1.5 * (grad - exact).norm()
+    assert value.dtype == torch.bfloat16
+    assert twin_value.dtype == torch.float32  # convolutions from and to the image keep float32
+    assert (twin_value - best).norm() <= 0.8 * (value - best).norm()
+    assert (twin_grad - exact).norm() <= 0.9 * (grad - exact).norm()
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
