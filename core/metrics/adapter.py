@@ -99,11 +99,12 @@ class LearnedMetric:
     def _repeatable(self, chunk: list[Tensor]) -> Tensor:
         """The network's answer under one seed: some versions of pyiqa draw MANIQA's 20 crops at random."""
         random: Any = torch.random
-        is_cuda = self.device.type == "cuda"
-        with random.fork_rng(devices=[self.device] if is_cuda else []):
+        cuda: Any = torch.cuda
+        gpus = [self.device.index or 0] if self.device.type == "cuda" else []
+        with random.fork_rng(devices=gpus):
             random.default_generator.manual_seed(SEED)  # not torch.manual_seed: that one reseeds every GPU as well
-            if is_cuda:
-                torch.cuda.manual_seed(SEED)
+            for gpu in gpus:
+                cuda.default_generators[gpu].manual_seed(SEED)
             result: Tensor = self.network(*chunk)
         return result
 

@@ -191,7 +191,10 @@ def bad_folder(layout: str) -> Callable[[Path], Callable[[], object]]:
         (bad_folder("gt/a.png"), "sr: expected a folder of images"),
         (bad_folder("sr/!.png"), "gt: expected images in"),
         (bad_folder("sr/a.png sr/b.png gt/a.png"), "got none for 1 of 2: b.png; names must agree"),
-        (bad_folder("sr/a.png gt/a.png gt/b.png"), "sr: expected a restored image for every file .*, got none for 1 of 2: b; restore"),
+        (
+            bad_folder("sr/a.png gt/a.png gt/b.png"),
+            "sr: expected a restored image for every file .*, got none for 1 of 2: b; restore",
+        ),
         (bad_folder("sr/a.png sr/a.jpg gt/a.png"), "sr: expected one file per name"),
         (lambda _: lambda: evaluate_pairs([], ["psnr"]), "did you mean"),
         (lambda _: lambda: evaluate_pairs([], scale=0), "scale: expected an integer"),
