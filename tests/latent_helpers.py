@@ -7,7 +7,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from alignsr.core.backbones.latent import LatentBackbone
+from alignsr.core.backbones.latent import LatentBackbone, tiny
+from alignsr.core.lora import LORA_TARGETS, Adapter, expected_state
+
+RANK = 4
 
 _FLUX_DOUBLE = {
     "attn.norm_q.weight": "img_attn.norm.query_norm.scale",
@@ -147,3 +150,20 @@ def write_diffusers_folder(folder: Path, backbone: LatentBackbone, shards: int =
             files |= dict.fromkeys(part, file)
         (place / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     return folder
+
+
+def seed(value: int) -> torch.Generator:
+    """A CPU generator."""
+    return torch.Generator().manual_seed(value)
+
+
+def adapter_for(kind: str, *, zero_b: bool = False, alpha: float = 2 * RANK, latents: str | None = None) -> Adapter:
+    """An adapter of rank 4 with random matrices, so that nothing in it is zero by chance."""
+    network = tiny(kind).transformer
+    state = {
+        name: torch.randn(tensor.shape, generator=seed(i)) * (0.0 if zero_b and "lora_B" in name else 0.1)
+        for i, (name, tensor) in enumerate(expected_state(network, LORA_TARGETS[kind], RANK).items())
+    }
+    info = {"backbone": kind, "rank": RANK, "alpha": alpha, "targets": list(LORA_TARGETS[kind]), "start_sigma": 0.8}
+    info["latents"] = latents or ("native" if kind == "flux2_klein" else "scaled")
+    return Adapter(state, info, source="test adapter")
