@@ -159,7 +159,9 @@ class Server:
         checkout = str(Path(os.environ["COMFYUI_PATH"]).expanduser().resolve())
         port = self.url.rpartition(":")[2]
         command = [python, str(HERE / "launch.py"), checkout, "--cpu", "--listen", "127.0.0.1", "--port", port]
-        command += ["--base-directory", str(self.base), "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
+        command += ["--base-directory", str(self.base), "--disable-api-nodes"]
+        # a file: ComfyUI leaves a connection open, and one in memory complains when another thread happens to collect it
+        command += ["--database-url", f"sqlite:///{self.base / 'comfyui.db'}"]
         environment = {name: value for name, value in os.environ.items() if name != "ALIGNSR_MODELS"}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
