@@ -1,0 +1,245 @@
+"""Does AESOP's loss leave texture alone where a pixel loss removes it? Trained on a processor, three seeds, Set5 and Set14.
+
+python benchmarks/experiments/aesop.py --data DIR --out RUNS [--autoencoder FILE] [--seeds 0 1 2] [--steps 300] [--json FILE] [--picture FILE]
+
+Five ways to go on training the bundled lite-x4 on BSDS500, all by the recipe `perceptual_gan`, from the same weights, with the same
+discriminator, patches and number of steps: pixel L1 alone; pixel L1 (weight 0.01), low-pass L1 (0.01) and AESOP (1.0) each with the
+same adversarial loss (0.005); and AESOP with ten times as much of it. No VGG weights are needed, so there is no perceptual loss.
+
+For every run at a third, two thirds and all of its steps: PSNR-Y, AE-PSNR, LR-PSNR (does the result still explain its input?), the energy of
+detail finer than the input can hold as a share of the ground truth's (1 is the right amount), and the log-spectral distance.
+The paper's claim is read at equal texture energy: on the line through a method's points, at the energy that all of them reach.
+
+DIR holds bsds500/, set5/ and set14/. Finished runs in RUNS are found again; an interrupted one goes on.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignsr.core.backbones import load_backbone
+from alignsr.core.image_files import list_images, read_image
+from alignsr.core.images import crop_to_multiple, quantize_8bit, to_rgb
+from alignsr.core.metrics import lr_psnr, psnr
+from alignsr.core.metrics.autoencoded import project
+from alignsr.core.metrics.distortion import psnr_of_raw
+from alignsr.core.networks.autoencoder import AutoEncoder, load_autoencoder
+from alignsr.core.restore import restore
+from alignsr.core.spectral import high_frequency_ratio, log_spectral_distance
+from alignsr.core.weights import write_atomic
+from alignsr.train.loop import SilentHooks
+from alignsr.train.recipes import load_config
+
+CONFIG = Path(__file__).with_name("aesop.toml")
+SCALE = 4
+FIGURES = ("psnr_y", "ae_psnr", "lr_psnr", "detail", "lsd")
+L1, LOW_PASS, AESOP, STRONG = "L1 x 0.01 + GAN", "low-pass L1 + GAN", "AESOP + GAN", "AESOP + GAN x 10"
+METHODS: dict[str, dict[str, Any]] = {
+    "L1": {"pixel": {"weight": 1.0}},
+    L1: {"pixel": {"weight": 0.01}, "adversarial": {"weight": 0.005}},
+    LOW_PASS: {"low_pass": {"weight": 0.01}, "adversarial": {"weight": 0.005}},
+    AESOP: {"aesop": {"weight": 1.0}, "adversarial": {"weight": 0.005}},
+    STRONG: {"aesop": {"weight": 1.0}, "adversarial": {"weight": 0.05}},
+}
+
+
+class Progress(SilentHooks):
+    """One line every fifty steps."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def progress(self, step: int, total: int, logs: Any) -> None:
+        if step % 50 == 0:
+            print(f"{self.title}: step {step} of {total}, {logs.get('seconds', 0):.0f} s", file=sys.stderr, flush=True)
+
+
+class TestSet:
+    """Set5 and Set14 with what does not depend on the method.
+
+    Attributes:
+        pairs: (gt, lq, AE(gt)) per picture.
+    """
+
+    def __init__(self, data: Path, autoencoder: AutoEncoder) -> None:
+        self.autoencoder = autoencoder
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        for name in ("set5", "set14"):
+            for path in list_images(data / name / "hr"):
+                gt = crop_to_multiple(to_rgb(read_image(path).pixels), SCALE)
+                lq = to_rgb(read_image(data / name / f"lr_x{SCALE}" / path.name).pixels)
+                self.pairs.append((gt, lq, project(gt, autoencoder)))
+
+    def measure(self, weights: str | Path) -> dict[str, float]:
+        """Means of every figure over the pictures."""
+        backbone = load_backbone(weights)
+        rows: list[tuple[float, ...]] = []
+        for gt, lq, kept in self.pairs:
+            with torch.inference_mode():
+                sr = quantize_8bit(restore(backbone, lq, scale=SCALE).sr)
+                rows.append(
+                    (
+                        float(psnr(sr, gt, crop=SCALE)),
+                        float(psnr_of_raw(project(sr, self.autoencoder), kept, crop=SCALE)),
+                        float(lr_psnr(sr, lq, scale=SCALE)),
+                        float(high_frequency_ratio(sr, gt, scale=SCALE)),
+                        float(log_spectral_distance(sr, gt)),
+                    )
+                )
+        return {name: statistics.fmean(column) for name, column in zip(FIGURES, zip(*rows, strict=True), strict=True)}
+
+
+def file_name(method: str, seed: int) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in method.lower()) + f"-{seed}"
+
+
+def train(method: str, seed: int, options: argparse.Namespace) -> dict[int, Path]:
+    """Step -> weights of one run; what is there already is used."""
+    losses = {name: dict(table) for name, table in METHODS[method].items()}
+    if "aesop" in losses:
+        losses["aesop"]["autoencoder"] = str(options.autoencoder)
+    name = file_name(method, seed)
+    every = max(1, options.steps // 3)
+    sets = [
+        f'name="{name}"',
+        f"run.steps={options.steps}",
+        f"run.seed={seed}",
+        f"run.export_every={every}",
+        f"data.folders={json.dumps([str(options.data / 'bsds500' / part) for part in ('train', 'test')])}",
+        *(f"losses.{loss}.{key}={json.dumps(value)}" for loss, table in losses.items() for key, value in table.items()),
+        *options.set,
+    ]
+    recipe, config = load_config(CONFIG, sets)
+    folder = options.out / name
+    last = folder / f"{name}.safetensors"
+    if not last.exists():
+        recipe.train(config, folder, Progress(name), resume=True)
+    exports = {int(path.stem.rsplit("-", 1)[1]): path for path in sorted((folder / "exports").glob("*.safetensors"))}
+    return {step: path for step, path in exports.items() if step < options.steps} | {options.steps: last}
+
+
+def at_energy(points: Sequence[dict[str, float]], energy: float) -> dict[str, float] | None:
+    """The figures of a method where its detail crosses `energy`, by straight lines between its points; None if it never does."""
+    for before, after in zip(points, points[1:], strict=False):
+        low, high = before["detail"], after["detail"]
+        if min(low, high) <= energy <= max(low, high) and low != high:
+            share = (energy - low) / (high - low)
+            return {name: before[name] + share * (after[name] - before[name]) for name in FIGURES}
+    return None
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.3f} +- {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
+
+
+def table(rows: list[dict[str, Any]], last: int) -> str:
+    """The figures at the last step, mean and standard deviation over seeds, as Markdown."""
+    titles = {
+        "psnr_y": "PSNR-Y (dB)",
+        "ae_psnr": "AE-PSNR (dB)",
+        "lr_psnr": "LR-PSNR (dB)",
+        "detail": "detail / gt",
+        "lsd": "LSD (dB)",
+    }
+    lines = ["| training | " + " | ".join(titles[name] for name in FIGURES) + " |", "| --- " * (len(FIGURES) + 1) + "|"]
+    for method in ("lite-x4, the start", *METHODS):
+        of_method = [row for row in rows if row["method"] == method and row["step"] in (0, last)]
+        if of_method:
+            lines.append(
+                f"| {method} | " + " | ".join(mean_and_spread([row[name] for row in of_method]) for name in FIGURES) + " |"
+            )
+    return "\n".join(lines)
+
+
+def verdict(rows: list[dict[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Per seed, at the largest energy that L1 x 0.01, low-pass L1 and an AESOP run all reach: AESOP's figures minus theirs."""
+    start = next(row for row in rows if row["step"] == 0)
+    found: list[dict[str, Any]] = []
+    for seed in seeds:
+        lines = {
+            method: [start, *(row for row in rows if row["method"] == method and row["seed"] == seed)]
+            for method in (L1, LOW_PASS, AESOP, STRONG)
+        }
+        ours = max((AESOP, STRONG), key=lambda name: max(point["detail"] for point in lines[name]))
+        energy = min(max(point["detail"] for point in lines[name]) for name in (L1, LOW_PASS, ours))
+        at = {name: at_energy(lines[name], energy) for name in (L1, LOW_PASS, ours)}
+        for other in (L1, LOW_PASS):
+            mine, theirs = at[ours], at[other]
+            if mine is not None and theirs is not None:
+                gains = {name: mine[name] - theirs[name] for name in ("psnr_y", "ae_psnr", "lr_psnr")}
+                found.append({"seed": seed, "ours": ours, "against": other, "detail": energy, **gains})
+    return found
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """PSNR, AE-PSNR and LR-PSNR over the energy of detail: one line per method and seed."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 3, figsize=(14, 4.6), dpi=100)
+    start = next(row for row in rows if row["step"] == 0)
+    titles = (("psnr_y", "PSNR-Y"), ("ae_psnr", "AE-PSNR"), ("lr_psnr", "LR-PSNR"))
+    for axes, (name, title) in zip(panels, titles, strict=True):
+        for index, method in enumerate(METHODS):
+            for seed in sorted({row["seed"] for row in rows if row["method"] == method}):
+                line = [start, *(row for row in rows if row["method"] == method and row["seed"] == seed)]
+                label = method if seed == min(row["seed"] for row in rows if row["method"] == method) else None
+                axes.plot(
+                    [p["detail"] for p in line], [p[name] for p in line], "o-", color=f"C{index}", label=label, ms=4, lw=1.3
+                )
+        axes.plot(start["detail"], start[name], "k*", ms=12, label="lite-x4, the start")
+        axes.axvline(1, color="0.6", lw=1, ls="--")
+        axes.set_xlabel("energy of detail / ground truth's")
+        axes.set_ylabel(f"{title} (dB)")
+        axes.grid(alpha=0.25)
+    panels[0].legend(fontsize=8)
+    figure.suptitle("Set5 and Set14, one line per seed, points at a third, two thirds and all of the steps")
+    figure.tight_layout()
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with bsds500/, set5/ and set14/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--autoencoder", default="autoencoder-tiny-x4", help="bundled name or file")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="only these")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the config of every run")
+    parser.add_argument("--train-only", action="store_true", help="leave the measuring to a later call")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument("--picture", type=Path, help="also draw the figures here, as PNG")
+    options = parser.parse_args(argv)
+    runs = {(method, seed): train(method, seed, options) for seed in options.seeds for method in options.methods}
+    if options.train_only:
+        return 0
+    tests = TestSet(options.data, load_autoencoder(options.autoencoder))
+    rows: list[dict[str, Any]] = [{"method": "lite-x4, the start", "seed": 0, "step": 0, **tests.measure("lite-x4")}]
+    for (method, seed), exports in runs.items():
+        rows += [{"method": method, "seed": seed, "step": step, **tests.measure(path)} for step, path in exports.items()]
+    print(table(rows, options.steps))
+    comparison = verdict(rows, options.seeds) if {L1, LOW_PASS, AESOP, STRONG} <= set(options.methods) else []
+    for line in comparison:
+        gains = ", ".join(f"{name} {line[name]:+.2f} dB" for name in ("psnr_y", "ae_psnr", "lr_psnr"))
+        print(f"seed {line['seed']}, detail {line['detail']:.2f}: {line['ours']} against {line['against']}: {gains}")
+    if options.json:
+        report = json.dumps({"rows": rows, "at_equal_energy": comparison}, indent=2)
+        write_atomic(options.json, lambda temporary: temporary.write_text(report + "\n", encoding="utf-8"))
+    if options.picture:
+        draw(rows, options.picture)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
