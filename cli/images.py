@@ -90,6 +90,7 @@ def upscale(
     plan = plan_jobs(source, out)
     check_writable(plan[0].target.parent)
     path = find_weights(model)
+    say(f"loading {path.stem} ...", quiet)  # seconds, for models that need diffusers
     backbone = move(load_backbone(path), where, dtype)
     check_tiles(tile_px, overlap_px, backbone.spec, quiet)
 
