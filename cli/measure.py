@@ -28,6 +28,8 @@ BENCHMARKS = {
     "degradation": Benchmark("degradation.py", "degraded images per second beside a per-image OpenCV pipeline"),
     "tiling": Benchmark("tiling.py", "work and time of tiles over one whole pass"),
     "upscale": Benchmark("upscale.py", "megapixels per second of each bundled model"),
+    "autoencoded-memory": Benchmark("autoencoded_memory.py", "what autograd keeps for AE(SR): plain torch beside lean networks"),
+    "aesop-step": Benchmark("aesop_step.py", "memory and time of one AESOP training step beside the straightforward order"),
     "bundled-models": Benchmark("bundled_models.py", "PSNR and SSIM of each bundled model against bicubic", "--data DIR"),
 }
 BENCHMARK_FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
