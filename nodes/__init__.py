@@ -1,15 +1,18 @@
 """The nodes: a list of plain classes. Adding one means a file (or a class in one) and its name here."""
 
+from .autoencoder import AESOPAutoEncoder, AEView
 from .compare import Compare, Spectrum
 from .degrade import Degrade
 from .evaluate import EvaluateFolders
 from .folder import LoadImageFolder
 from .host import register_model_folder
+from .losses import AESOPLoss, ArtifactLoss, GANLoss, PerceptualLoss, PixelLoss
 from .models import LoadSRModel
 from .report import SaveReport
 from .restore import ColorFix, OneStepSR
 from .score import IQAReward
 from .train import TrainSRNetwork
+from .train_perceptual import TrainAutoEncoder, TrainPerceptualSR
 
 PREFIX = "AlignSR"  # node ids are a contract with every saved workflow: prefix and class name never change
 NODES: dict[type, str] = {
@@ -24,6 +27,15 @@ NODES: dict[type, str] = {
     SaveReport: "Save Report",
     LoadImageFolder: "Load Image Folder",
     TrainSRNetwork: "Train SR Network",
+    AESOPAutoEncoder: "AESOP Auto-Encoder",
+    AEView: "Auto-Encoder View",
+    PixelLoss: "Pixel Loss",
+    AESOPLoss: "AESOP Loss",
+    ArtifactLoss: "Artifact Loss",
+    PerceptualLoss: "Perceptual Loss",
+    GANLoss: "GAN Loss",
+    TrainAutoEncoder: "Train Auto-Encoder",
+    TrainPerceptualSR: "Train Perceptual SR",
 }
 NODE_CLASS_MAPPINGS: dict[str, type] = {f"{PREFIX}{node.__name__}": node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {f"{PREFIX}{node.__name__}": f"{title} (AlignSR)" for node, title in NODES.items()}

@@ -83,6 +83,7 @@ class AESOPAutoEncoder:
                 "path": (
                     "STRING",
                     {
+                        "default": "",
                         "forceInput": True,
                         "tooltip": "Path of a weight file, e.g. from Train Auto-Encoder; goes before model_name when connected.",
                     },

@@ -1,19 +1,21 @@
 """Does AESOP's loss leave texture alone where a pixel loss removes it? Trained on a processor, three seeds, Set5 and Set14.
 
-python benchmarks/experiments/aesop.py --data DIR --out RUNS [--autoencoder FILE] [--seeds 0 1 2] [--steps 300] [--json FILE] [--picture FILE]
+python benchmarks/experiments/aesop.py --data DIR --out RUNS [--seeds 0 1 2] [--steps 300] [--json FILE] [--picture FILE]
 
-Five ways to go on training the bundled lite-x4 on BSDS500, all by the recipe `perceptual_gan`, from the same weights, with the same
-discriminator, patches and number of steps: pixel L1 alone; pixel L1 (weight 0.01), low-pass L1 (0.01) and AESOP (1.0) each with the
-same adversarial loss (0.005); and AESOP with ten times as much of it. No VGG weights are needed, so there is no perceptual loss.
+Five ways to go on training the bundled lite-x4 on BSDS500, all by the recipe `perceptual_gan`, from the same weights, with the
+same discriminator, patches and number of steps: pixel L1 alone; pixel L1 (weight 0.01), low-pass L1 (0.01) and AESOP (1.0), each
+with the same adversarial loss (0.005); and AESOP with ten times as much of it. No VGG weights are at hand, so there is no
+perceptual loss.
 
-For every run at a third, two thirds and all of its steps: PSNR-Y, AE-PSNR, LR-PSNR (does the result still explain its input?), the energy of
-detail finer than the input can hold as a share of the ground truth's (1 is the right amount), and the log-spectral distance.
-The paper's claim is read at equal texture energy: on the line through a method's points, at the energy that all of them reach.
+For every run at a third, two thirds and all of its steps: PSNR-Y, AE-PSNR, LR-PSNR (does the result still explain its input?),
+the energy of detail finer than the input can hold as a share of the ground truth's (1 is the right amount), and the log-spectral
+distance. The paper's claim is read at equal texture energy: on the line through a method's points, at the energy that all reach.
 
 DIR holds bsds500/, set5/ and set14/. Finished runs in RUNS are found again; an interrupted one goes on.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -127,7 +129,7 @@ def train(method: str, seed: int, options: argparse.Namespace) -> dict[int, Path
 
 def at_energy(points: Sequence[dict[str, float]], energy: float) -> dict[str, float] | None:
     """The figures of a method where its detail crosses `energy`, by straight lines between its points; None if it never does."""
-    for before, after in zip(points, points[1:], strict=False):
+    for before, after in itertools.pairwise(points):
         low, high = before["detail"], after["detail"]
         if min(low, high) <= energy <= max(low, high) and low != high:
             share = (energy - low) / (high - low)
