@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
+from alignsr.core.weights import load_state_dict
+from alignsr.train.loop import SilentHooks
 from alignsr.train.recipes import load_config
 from reference.formula import U
 
@@ -34,3 +37,25 @@ def toml(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(toml, value))}]"
     return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+class StopAfter(SilentHooks):
+    """Hooks that note what they are told and ask to stop after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.seen, self.previews = step, list[int](), 0
+
+    def progress(self, step: int, total: int, logs: Mapping[str, float]) -> None:
+        self.seen.append(step)
+
+    def preview(self, image: Any) -> None:
+        self.previews += 1
+
+    def should_stop(self) -> bool:
+        return bool(self.seen) and self.seen[-1] >= self.step
+
+
+def equal_files(one: Path, two: Path) -> bool:
+    """Whether two weight files hold the same bits."""
+    a, b = load_state_dict(one), load_state_dict(two)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

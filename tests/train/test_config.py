@@ -1,8 +1,22 @@
-import pytest
+import dataclasses
 
-from alignsr.train.config import CONFIGS, ConfigError, apply_sets, config_hash, from_mapping, published, read_toml
-from alignsr.train.recipes import RECIPES, load_config
-from alignsr.train.recipes.fidelity import FidelityConfig, build_model
+import pytest
+import torch
+
+from alignsr.train.config import (
+    CONFIGS,
+    ConfigError,
+    RunConfig,
+    accepted_hashes,
+    apply_sets,
+    config_hash,
+    from_mapping,
+    published,
+    read_toml,
+    to_mapping,
+)
+from alignsr.train.recipes import RECIPES, autoencoder, fidelity, load_config, perceptual_gan
+from alignsr.train.recipes.fidelity import FidelityConfig
 
 
 def test_unknown_key_is_an_error_with_a_suggestion():
@@ -70,21 +84,164 @@ def test_hash_changes_with_any_value_and_only_then():
     assert config_hash(one) != config_hash(two)
 
 
+def test_hash_ignores_what_cannot_change_the_result():
+    plain = from_mapping(FidelityConfig, {})
+    run = {"checkpoint_every": 7, "keep_checkpoints": 9, "export_every": 3, "log_every": 4}
+    run |= {"preview_every": 5, "validate_every": 6}
+    data = {"workers": 3, "cache_images": False, "decoded_cache": "somewhere"}
+    assert config_hash(from_mapping(FidelityConfig, {"run": run, "data": data})) == config_hash(plain)
+    influential = {f.name for f in dataclasses.fields(RunConfig)} - set(run)
+    assert influential == {
+        "steps", "batch_size", "accumulation_steps", "seed", "precision", "ema_decay", "num_threads", "channels_last"
+    }  # fmt: skip
+    for change in ({"subimage_px": 480}, {"lq_suffix": "x4"}, {"turns": "horizontal"}, {"shards": ["a.tar"]}):
+        assert config_hash(from_mapping(FidelityConfig, {"data": change})) != config_hash(plain)
+
+
+def test_checkpoints_from_before_run_only_settings_left_the_hash_are_still_accepted():
+    """The second hash is that of the versions that hashed every value; this one stood in a run folder then."""
+    assert accepted_hashes(load_config("lite-x4")[1])[1] == "98ab02e3c72e"
+    moved = accepted_hashes(load_config("lite-x4", ["data.workers=2"])[1])
+    assert moved[1] == "98ab02e3c72e"
+
+
 def test_unknown_recipe_is_refused(tmp_path):
     (tmp_path / "a.toml").write_text('recipe = "fidelty"\n')
     with pytest.raises(ConfigError, match="did you mean 'fidelity'"):
         load_config(tmp_path / "a.toml")
 
 
-@pytest.mark.parametrize("name", published())
-def test_every_published_config_is_valid_and_builds_its_model_on_meta(name):
-    import torch
-
-    recipe, config = load_config(name, ["model.init="])
-    assert recipe in RECIPES.values()
+def build(name):
+    """(recipe's name, parameters of what a published config trains), built on the meta device."""
+    recipe, config = load_config(name)
+    kind = next(key for key, known in RECIPES.items() if known is recipe)
+    names = {field.name for field in dataclasses.fields(config.model)}
+    without = {field: value for field, value in {"init": "", "init_decoder": "random"}.items() if field in names}
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **without))
     with torch.device("meta"):
-        backbone = build_model(config)
-    assert 100 < backbone.spec.parameters < 3_000_000
+        built = {"fidelity": fidelity, "autoencoder": autoencoder, "perceptual_gan": perceptual_gan}[kind].build_model(config)
+    module = built if kind == "autoencoder" else dict(built.modules())["network"]
+    return kind, sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in published() if name.startswith("tiny-")])
+def test_every_tiny_config_builds_a_tiny_model(name):
+    assert 100 < build(name)[1] < 400_000
+
+
+@pytest.mark.parametrize("name", [name for name in published() if not name.startswith("tiny-")])
+def test_every_published_config_builds_its_model(name):
+    kind, parameters = build(name)
+    low, high = {"fidelity": (1e5, 3e6), "autoencoder": (1.4e6, 2e7), "perceptual_gan": (1e7, 2e7)}[kind]
+    assert low < parameters < high
+
+
+SIZES = {  # specification aesop.md 3
+    "aesop-autoencoder": 18_175_754,
+    "aesop-autoencoder-srresnet": 1_477_767 + 1_517_571,
+    "aesop-autoencoder-bicubic": 16_697_987,
+    "aesop-rrdb-128": 16_697_987,
+    "aesop-swinir-256": 11_900_199,
+    "aesop-drct-256": 14_139_579,
+    "aesop-real": 16_697_987,
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_sizes(name):
+    assert build(name)[1] == SIZES[name]
+
+
+# specification aesop.md 4.1: iterations, patch, batch of 4 processes, seed, freezing, (gt, lq) weights
+AUTOENCODERS = {
+    "aesop-autoencoder": (100_000, 256, 64, 0, False, (1, 1), "models/ESRGAN_PSNR_SRx4_DF2K_official-150ff491.pth"),
+    "aesop-autoencoder-real": (100_000, 256, 64, 0, True, (1, 0), "models/RealESRNet_x4plus.pth"),
+}
+ESRGAN = "models/ESRGAN_PSNR_SRx4_DF2K_official-150ff491.pth"
+SWINIR = "models/001_classicalSR_DF2K_s64w8_SwinIR-M_x4.pth"
+SYNTHETIC = {"aesop": 1, "artifact": 1, "perceptual": 1, "adversarial": 0.005}
+# ... , architecture, discriminator, its size, weights, init
+NETWORKS = {
+    "aesop-rrdb-128": (300_000, 128, 64, 0, "rrdb", "vgg", 128, SYNTHETIC, ESRGAN),
+    "aesop-rrdb-256": (300_000, 256, 64, 0, "rrdb", "vgg", 256, SYNTHETIC, ESRGAN),
+    "aesop-swinir-256": (300_000, 256, 64, 1, "swinir", "vgg", 256, SYNTHETIC, SWINIR),
+    "aesop-drct-256": (300_000, 256, 64, 1, "drct", "vgg", 256, SYNTHETIC, "models/DRCT_X4.pth"),
+    "aesop-real": (
+        400_000, 256, 48, 0, "rrdb", "unet", 0, {"aesop": 1, "perceptual": 1, "adversarial": 0.1}, "models/RealESRNet_x4plus.pth"
+    ),
+    "aesop-real-ldl-matched": (
+        400_000, 256, 16, 0, "rrdb", "unet", 0,
+        {"aesop": 1, "artifact": 1, "perceptual": 1, "adversarial": 0.1}, "models/RealESRNet_x4plus.pth",
+    ),
+    "ldl-rrdb-128": (
+        300_000, 128, 64, 0, "rrdb", "vgg", 128, {"pixel": 0.01, "artifact": 1, "perceptual": 1, "adversarial": 0.005}, ESRGAN
+    ),
+}  # fmt: skip
+
+
+def common(config):
+    """What holds for all runs: Adam 1e-4 (0.9, 0.99) without decay or clipping, constant rate, EMA 0.999, every 5,000 steps."""
+    optimizers = [config.optimizer, *([config.discriminator.optimizer] if hasattr(config, "discriminator") else [])]
+    schedules = [config.schedule, *([config.discriminator.schedule] if hasattr(config, "discriminator") else [])]
+    assert {(o.learning_rate, o.betas, o.weight_decay, o.max_grad_norm) for o in optimizers} == {(1e-4, (0.9, 0.99), 0.0, 0.0)}
+    assert {(s.kind, s.warmup_steps) for s in schedules} == {("constant", 0)}
+    assert (config.run.ema_decay, config.run.precision) == (0.999, "fp32")
+    assert {config.run.checkpoint_every, config.run.validate_every, config.run.export_every} == {5000}
+    return config.run.steps, config.data.gt_patch_px, 4 * config.run.batch_size, config.run.seed
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_autoencoder_columns_of_the_published_table(name):
+    config, model = load_config(name)[1], load_config(name)[1].model
+    weights = (config.gt_weight, config.lq_weight)
+    assert (*common(config), model.freeze_decoder, weights, model.init_decoder) == AUTOENCODERS[name]
+    assert (config.data.degradation, config.data.augment, config.data.turns) == ("matlab", True, "all")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_columns_of_the_published_table(name):
+    config = load_config(name)[1]
+    opponent, losses = config.discriminator, config.losses
+    got = (*common(config), config.model.architecture, opponent.kind, opponent.input_px, losses.weights(), config.model.init)
+    assert got == NETWORKS[name]
+    assert (opponent.features, opponent.generator_every, opponent.alone_steps) == (64, 1, 0)
+    is_real = opponent.kind == "unet"
+    assert losses.adversarial.kind == ("plain" if is_real else "relativistic")
+    assert losses.perceptual.target == ("sharpened" if is_real else "plain")
+    deep = {"conv2_2": 0.1, "conv3_4": 1.0, "conv4_4": 1.0, "conv5_4": 1.0}
+    assert losses.perceptual.layers == (deep if name == "aesop-real" else {"conv1_2": 0.1, **deep})
+    data = config.data
+    assert (data.augment, data.turns) == (True, "horizontal" if is_real else "all")
+    pool = (data.degradation, data.pool_size, data.pool_patch_px, data.pool_refresh)
+    if is_real:
+        assert pool[2] == 400
+        assert pool == (("aesop_realworld", 4 * 144, 400, 48) if name == "aesop-real" else ("realesrgan", 4 * 180, 400, 16))
+    else:
+        assert data.degradation == "matlab"
+        assert (data.subimage_px, data.subimage_step_px) == (480, 240)
+
+
+def test_ablations_differ_from_the_full_method_in_one_thing():
+    full = to_mapping(load_config("aesop-rrdb-128")[1])
+    for name in ("bicubic", "no-lr-term", "srresnet"):
+        other = to_mapping(load_config(f"aesop-ablation-{name}")[1])
+        assert other["losses"]["aesop"].pop("autoencoder") == f"models/aesop-autoencoder-{name}.safetensors"
+        expected = {**full, "name": f"aesop-ablation-{name}"}
+        aesop = {key: value for key, value in full["losses"]["aesop"].items() if key != "autoencoder"}
+        assert other == {**expected, "losses": {**full["losses"], "aesop": aesop}}
+    low_pass = load_config("aesop-ablation-low-pass")[1].losses.weights()
+    assert low_pass == {"low_pass": 0.01, "artifact": 1.0, "perceptual": 1.0, "adversarial": 0.005}
+
+
+def test_every_config_of_several_processes_says_how_it_is_started():
+    for path in CONFIGS.glob("*.toml"):
+        config = load_config(path)[1]
+        if config.run.checkpoint_every == 5000:
+            text = path.read_text(encoding="utf-8")
+            batch = config.run.batch_size
+            assert f"accelerate launch --num_processes 4 -m alignsr train {path.stem}" in text
+            assert f"4 x {batch} = {4 * batch}" in text
+            assert "run.accumulation_steps=4" in text
 
 
 def test_every_published_config_has_a_tiny_twin():

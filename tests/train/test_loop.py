@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from train_helpers import make_pictures, tiny
+from train_helpers import StopAfter, equal_files, make_pictures, tiny
 
 from alignsr.core.weights import WeightsError, load_state_dict, read_info
 from alignsr.train.config import ConfigError, OptimizerConfig, RunConfig, ScheduleConfig
@@ -24,25 +24,6 @@ SIX = {"run__steps": 6, "run__checkpoint_every": 2, "run__validate_every": 3, "r
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     return make_pictures(tmp_path_factory.mktemp("pictures"))
-
-
-class StopAfter(SilentHooks):
-    def __init__(self, step):
-        self.step, self.seen, self.previews = step, [], 0
-
-    def progress(self, step, total, logs):
-        self.seen.append(step)
-
-    def preview(self, image):
-        self.previews += 1
-
-    def should_stop(self):
-        return bool(self.seen) and self.seen[-1] >= self.step
-
-
-def equal_files(one, two):
-    a, b = load_state_dict(one), load_state_dict(two)
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.mark.parametrize("name", ["tiny-lite-x4", "tiny-pixel-x4", "tiny-lite-real-x4-l1", "tiny-lite-real-x4"])
