@@ -162,7 +162,7 @@ def restore(
         "tile_px": tile,
         "overlap_px": overlap,
         "tiles": tiles,
-        "sigma": spec.start_sigma if sigma is None else sigma,
+        "sigma": None if spec.kind == "network" else spec.start_sigma if sigma is None else sigma,
         "strength": strength,
         "color_fix": color_fix,
         "device": str(like.device),

@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -79,21 +80,28 @@ def _labels(index: int, batch: int, lists: int, names: list[str]) -> list[str]:
 
 
 def _score(groups: Sequence[_Group], metrics: Sequence[str], scale: int) -> list[dict[str, Tensor]]:
-    """Per group metric -> [B]; one metric in memory at a time, one bar over everything."""
+    """Per group metric -> [B]; one metric in memory at a time, one bar over everything, cancelled between pictures."""
     host = get_host()
     scores: list[dict[str, Tensor]] = [{} for _ in groups]
-    bar, done = host.progress(len(metrics) * len(groups), "scoring"), 0
+    bar, done = host.progress(len(metrics) * sum(len(group.names) for group in groups), "scoring"), 0
     for name in metrics:
         host.check_interrupt()
         scorer = Scorer(name, host.device())
         for group, found in zip(groups, scores, strict=True):
-            with input_names(sr="images", x="images", image="images", gt="reference"):
-                found[name] = scorer(group.sr, group.gt, lq=group.lq, scale=scale)
-            done += 1
-            bar.update(done)
+            parts: list[Tensor] = []
+            for sr, gt, lq in zip(group.sr.split(1), _singles(group.gt), _singles(group.lq), strict=False):
+                with input_names(sr="images", x="images", image="images", gt="reference"):
+                    parts.append(scorer(sr, gt, lq=lq, scale=scale))
+                done += 1
+                bar.update(done)
+            found[name] = torch.cat(parts)
         del scorer
     host.soft_empty_cache()
     return scores
+
+
+def _singles(images: Tensor | None) -> Iterable[Tensor | None]:
+    return repeat(None) if images is None else images.split(1)
 
 
 class IQAReward:

@@ -73,6 +73,13 @@ def test_out_of_memory_halves_the_tile_aloud(error):
     ]
 
 
+@pytest.mark.gpu
+def test_real_gpu_allocation_failure_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50, device="cuda")
+    assert is_out_of_memory(caught.value)
+
+
 def test_real_cpu_allocation_failure_is_recognised():
     tried, heard = [], []
 

@@ -211,6 +211,20 @@ def test_works_under_inference_mode():
         torch.testing.assert_close(blend(lambda x, _: x, image, plan(50, 50, 32, 8)), image, atol=1e-6, rtol=0)
 
 
+@pytest.mark.gpu
+def test_tiles_on_a_gpu_stay_there_and_give_the_same():
+    image, made = torch.rand(1, 3, 200, 300), plan(200, 300, 64, 16)
+    devices = set()
+
+    def square(tiles, _):
+        devices.add(tiles.device.type)
+        return tiles**2
+
+    out = blend(square, image.cuda(), made, batch_size=4)
+    assert out.device.type == "cuda" and devices == {"cuda"}
+    torch.testing.assert_close(out.cpu(), blend(lambda x, _: x**2, image, made), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -14,6 +14,7 @@ from alignsr.core import batch
 from alignsr.core.metrics import MissingWeightsError, score
 from alignsr.core.weights import MissingModelError
 from alignsr.nodes import NODE_CLASS_MAPPINGS
+from alignsr.nodes import score as score_module
 from alignsr.nodes.host import Interrupted, LocalHost, use_host
 
 
@@ -400,6 +401,29 @@ def test_weights_change_the_reward(host):
     by_ssim = call("IQAReward", **options, weights=["psnr_y=0, ssim_y=1"])[1]
     by_psnr = call("IQAReward", **options, weights=["psnr_y=1, ssim_y=0"])[1]
     assert by_ssim == [1.0, 0.0] and by_psnr == [0.0, 1.0]
+
+
+def test_scoring_is_cancelled_between_pictures(host, monkeypatch):
+    """A batch may take minutes with a learned metric: after the wish to stop, the picture in work is the last one."""
+    scored = []
+
+    class Slow(score_module.Scorer):
+        def __call__(self, sr, gt=None, **options):
+            scored.append(sr.shape[0])
+            if len(scored) == 2:
+                host.cancel()
+            return super().__call__(sr, gt, **options)
+
+    monkeypatch.setattr(score_module, "Scorer", Slow)
+    with pytest.raises(Interrupted):
+        call("IQAReward", images=[picture(6)], metrics=["psnr_rgb, lsd"], scale=[1], reference=[picture()])
+    assert scored == [1, 1]
+    host.clear_cancel()
+
+
+def test_scoring_makes_one_bar_over_pictures_and_metrics(host):
+    call("IQAReward", images=[picture(2), picture(1)], metrics=["psnr_rgb, lsd"], scale=[1], reference=[picture()])
+    assert [event[:2] for event in host.events] == [(value, 6) for value in range(1, 7)]
 
 
 # Compare
