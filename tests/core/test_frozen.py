@@ -56,7 +56,7 @@ def kept_bytes(run: Callable[[], Tensor], network: nn.Module) -> int:
 def value_and_gradient(network: Callable[[Tensor], Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
     image = image.clone().requires_grad_()
     out = network(image)
-    (out * S("frozen/weights", *out.shape)).sum().backward()
+    (out * S("frozen/weights", *out.shape).to(out.device)).sum().backward()
     assert image.grad is not None
     return out.detach(), image.grad
 
@@ -276,3 +276,16 @@ def test_eager_gradient_refuses_to_be_differentiated_twice() -> None:
     (grad,) = torch.autograd.grad(eager_gradient(lambda x: x.square().mean((1, 2, 3)), image).sum(), image, create_graph=True)
     with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
         grad.sum().backward()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("half", [False, True])
+def test_twin_on_a_gpu(memory_format: torch.memory_format, half: bool) -> None:
+    network = autoencoder().cuda().to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    image = U("frozen/image", 2, 3, 64, 64).cuda().contiguous(memory_format=memory_format)
+    _, exact = value_and_gradient(network, image)
+    with torch.autocast("cuda", torch.bfloat16, enabled=half):
+        _, plain = value_and_gradient(network, image)
+        _, ours = value_and_gradient(lean(network), image)
+    assert (ours - exact).norm() <= (1.0 * (plain - exact).norm() if half else 1e-3 * exact.norm())  # tf32 may be on
