@@ -124,6 +124,7 @@ def train(
     """
     from ..core.batch import check_writable
     from ..core.checks import did_you_mean
+    from ..nodes.host import LocalHost
     from ..train.config import config_hash, find_config, published
     from ..train.loop import Stopped
     from ..train.recipes import load_config
@@ -159,7 +160,7 @@ def train(
     try:
         with Progress(settings.run.steps, quiet) as bar, ctrl_c_asks() as cancelled:
             hooks = TerminalHooks(bar, folder, cancelled, settings.run.log_every)
-            result = recipe.train(settings, folder, hooks, resume)
+            result = recipe.train(settings, folder, hooks, resume, LocalHost().all_model_dirs())
     except (Stopped, KeyboardInterrupt) as stop:
         saved = checkpoints(folder)
         at = f"at {saved[-1].name}" if saved else "before the first checkpoint"

@@ -69,6 +69,9 @@ def read_config(
     else:
         values = read_toml(find_config(config.strip()))
     sets = [line.strip() for line in overrides.splitlines() if line.strip() and not line.strip().startswith("#")]
+    for line in sets:
+        if not line.partition("=")[0].strip() or "=" not in line:
+            raise ConfigError(f"overrides: expected key=value lines, such as run.steps=100, got {line!r}; add the equals sign")
     if data_folder.strip():
         sets.append(f"data.folders={json.dumps([str(find_folder(data_folder, 'data_folder'))])}")
     if out_name.strip():
@@ -115,7 +118,7 @@ def _train(recipe: Any, config: Any, folder: Path, hooks: NodeHooks, resume: boo
     from ..train.loop import Stopped
 
     try:
-        weights: Path = recipe.train(config, folder, hooks, resume=resume).weights
+        weights: Path = recipe.train(config, folder, hooks, resume, hooks.host.all_model_dirs()).weights
     except Stopped as stopped:
         raise (hooks.stop or stopped) from stopped
     if hooks.stop is not None:  # it came with the last step: the run is finished, the workflow is not to go on
