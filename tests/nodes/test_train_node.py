@@ -120,6 +120,16 @@ def test_a_damaged_result_is_not_taken_for_a_finished_run(watched, caplog):
     assert finished_weights(run_folder(weights.parent.parent, config, True), config) is None
 
 
+def test_other_intervals_do_not_repeat_a_finished_run(watched):
+    first = Path(train()[1][0])
+    steps = len(watched.steps)
+    weights = first.parent / first.name
+    _, config = read_config("tiny-lite-x4", STEPS, "pictures", "mine")
+    assert finished_weights(weights.parent, config) == weights
+    other = train(overrides=STEPS + "\nrun.log_every=2\nrun.preview_every=7")[1]
+    assert Path(other[0]) == first and len(watched.steps) == steps
+
+
 def test_config_text_may_start_from_a_published_one(watched):
     _, config = read_config('base = "lite-x4"\nname = "text"\n[run]\nsteps = 7\n', "run.batch_size=3", "", "")
     assert (config.name, config.run.steps, config.run.batch_size, config.model.options["features"]) == ("text", 7, 3, 64)
@@ -134,7 +144,7 @@ def test_config_text_may_start_from_a_published_one(watched):
         ({"config": "[run]\nsteps = "}, ConfigError, "^config: expected TOML text"),
         ({"config": "recipe = 'fidelty'"}, ConfigError, "^recipe: expected one of .* did you mean 'fidelity'"),
         ({"overrides": "run.stepps=3"}, ConfigError, "run.stepps: unknown key; did you mean 'steps'"),
-        ({"overrides": "run.steps"}, ConfigError, "expected key=value"),
+        ({"overrides": "run.steps"}, ConfigError, "^overrides: expected key=value lines, .* got 'run.steps'"),
         ({"overrides": "run.steps=0"}, ConfigError, "steps: expected at least 1"),
         ({"out_name": "../escape"}, ConfigError, "^out_name: expected letters"),
         ({"out_name": "", "overrides": "name='../escape'"}, ConfigError, "^config: name: expected letters"),
