@@ -1,5 +1,6 @@
 """Weight-only 8-bit and 4-bit linear layers through bitsandbytes, an optional dependency."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -33,10 +34,11 @@ class QuantizedLinear(nn.Module):
         weight = linear.weight.detach()
         self.bits = bits
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        if bits == 4:
-            codes, state = functional.quantize_4bit(weight, blocksize=_BLOCK_SIZE[4], quant_type="nf4")
-        else:
-            codes, state = functional.quantize_blockwise(weight, blocksize=_BLOCK_SIZE[8])
+        with _eagerly(weight):
+            if bits == 4:
+                codes, state = functional.quantize_4bit(weight, blocksize=_BLOCK_SIZE[4], quant_type="nf4")
+            else:
+                codes, state = functional.quantize_blockwise(weight, blocksize=_BLOCK_SIZE[8])
         self.register_buffer("codes", codes)
         self.register_buffer("scales", state.absmax.float().contiguous().view(torch.uint8))
         self.register_buffer("book", state.code.float().contiguous().view(torch.uint8))
@@ -49,15 +51,24 @@ class QuantizedLinear(nn.Module):
         scales, book = (self.get_buffer(name).view(torch.float32) for name in ("scales", "book"))
         shape = torch.Size((self.out_features, self.in_features))
         size = _BLOCK_SIZE[self.bits]
-        if self.bits == 4:
-            state = functional.QuantState(scales, shape=shape, code=book, blocksize=size, quant_type="nf4", dtype=dtype)
-            return functional.dequantize_4bit(codes, state)
-        state = functional.QuantState(scales, shape=shape, code=book, blocksize=size, dtype=dtype)
-        return functional.dequantize_blockwise(codes, state).view(shape)
+        with _eagerly(codes):
+            if self.bits == 4:
+                state = functional.QuantState(scales, shape=shape, code=book, blocksize=size, quant_type="nf4", dtype=dtype)
+                return functional.dequantize_4bit(codes, state)
+            state = functional.QuantState(scales, shape=shape, code=book, blocksize=size, dtype=dtype)
+            return functional.dequantize_blockwise(codes, state).view(shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
         return F.linear(x, self.weight_in(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+def _eagerly(x: Tensor) -> AbstractContextManager[Any]:
+    """On a processor bitsandbytes compiles its code anew for every shape of a layer, which takes minutes: run it as written."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return nullcontext()
+    compiler: Any = torch.compiler
+    return compiler.set_stance("force_eager")
 
 
 def quantize(transformer: nn.Module, bits: int, device: str | torch.device | None = None) -> int:

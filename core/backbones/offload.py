@@ -1,0 +1,90 @@
+"""Sequential offload: of several large modules only the one at work lies on the accelerator."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..records import Conditioning
+from .latent import LatentBackbone
+
+
+class Residency:
+    """Keeps at most one of the modules it is asked for on a device; the others wait at home.
+
+    Share one instance between a backbone and the vision-language model that conditions it, and the two never lie there together.
+
+    Args:
+        device: where the module at work goes.
+        home: where it goes when another one is asked for.
+    """
+
+    def __init__(self, device: str | torch.device, home: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        self.home = torch.device(home)
+        self.resident: nn.Module | None = None
+
+    def use(self, module: nn.Module) -> None:
+        """Bring a module to the device, after the one before it has left."""
+        if module is self.resident:
+            return
+        self.leave()
+        nn.Module.to(module, device=self.device)
+        self.resident = module
+
+    def leave(self) -> None:
+        """Send the resident module home, for example before another program needs the device."""
+        if self.resident is not None:
+            nn.Module.to(self.resident, device=self.home)
+            self.resident = None
+
+
+class OffloadedBackbone:
+    """The `Backbone` protocol over a latent backbone whose modules take turns on a device.
+
+    Every change of turn moves a module's weights, so run all tiles through one stage before the next where memory for their
+    latents allows it.
+
+    Args:
+        backbone: its modules lie at home.
+        residency: who is on the device.
+        keep: names of modules that stay on the device all the time, for example `vae`, which is small.
+    """
+
+    def __init__(self, backbone: LatentBackbone, residency: Residency, keep: Iterable[str] = ()) -> None:
+        self.backbone = backbone
+        self.residency = residency
+        self.keep = frozenset(keep)
+        self.spec = backbone.spec
+        self.options = backbone.options
+        self.architecture = backbone.architecture
+        self.latents = backbone.latents
+        self._modules = dict(backbone.modules())
+        unknown = self.keep - self._modules.keys()
+        if unknown:
+            known = ", ".join(self._modules)
+            raise ValueError(f"keep: expected names among {known}, got {', '.join(sorted(unknown))}; leave it out")
+        for name in self.keep:
+            nn.Module.to(self._modules[name], device=residency.device)
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """`transformer` and `vae`, wherever they lie."""
+        yield from self._modules.items()
+
+    def encode(self, image: Tensor, *, generator: Generator | None = None) -> Tensor:
+        """As the backbone's, on the device."""
+        return self._on_turn("vae").encode(image, generator=generator)
+
+    def velocity(self, z: Tensor, sigma: Tensor, z_lq: Tensor, conditioning: Conditioning | None = None) -> Tensor:
+        """As the backbone's, on the device."""
+        return self._on_turn("transformer").velocity(z, sigma, z_lq, conditioning)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """As the backbone's, on the device."""
+        return self._on_turn("vae").decode(z)
+
+    def _on_turn(self, name: str) -> Any:
+        if name not in self.keep:
+            self.residency.use(self._modules[name])
+        return self.backbone
