@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.drawing import paste_rows
 from ..core.records import LossTerms, PairBatch
 from ..core.weights import write_atomic
 from .config import OptimizerConfig, RunConfig, ScheduleConfig, accepted_hashes, config_hash, to_mapping
@@ -109,6 +110,7 @@ class Loop:
         self._buffers: dict[nn.Module, list[Tensor]] = {}  # as they were when the step began
         self._noted = False
         self._samples: Any = None
+        self._drawn: tuple[int, Any] = (0, None)  # lines of the log, and their curve
         self._skipped = 0
         self._started = time.monotonic()
         if found := checkpoints(folder):
@@ -164,6 +166,7 @@ class Loop:
                 raise
             if stop:
                 path = self.checkpoint()
+                self._draw_curve()
                 raise Stopped(f"stopped at step {self.state.step} of {self.run.steps}; continue from {path} with --resume")
 
     def batches(self, data: Prefetch | PairData) -> Iterator[PairBatch]:
@@ -258,8 +261,6 @@ class Loop:
         self.state.extra["scaler"] = self.scaler.state_dict()
         self.state.extra["seconds"] = self._elapsed + time.monotonic() - self._started
         self._write_text("log.jsonl", "".join(json.dumps(entry) + "\n" for entry in self.logs))
-        if self.logs:
-            write_atomic(self.folder / "curve.png", self.curve().save)
         return self.state.save(self.folder, self.hash, self.run.keep_checkpoints)
 
     def curve(self) -> Any:
@@ -277,6 +278,7 @@ class Loop:
         """Last checkpoint and end of the processes' group."""
         if not checkpoints(self.folder) or not str(checkpoints(self.folder)[-1]).endswith(f"{self.state.step:08d}.safetensors"):
             self.checkpoint()
+        self._draw_curve()
         self.accelerator.wait_for_everyone()
 
     def _after_step(self) -> None:
@@ -293,16 +295,19 @@ class Loop:
             self.logs.append(entry)
         if self.is_main:
             if self.run.preview_every and (done % self.run.preview_every == 0 or done == self.run.steps) and len(self.logs) > 1:
-                self.hooks.preview(self._picture())
+                curve = self._draw_curve()
+                self.hooks.preview(curve if self._samples is None else paste_rows([curve, self._samples]))
             if done % self.run.checkpoint_every == 0 or done == self.run.steps:
                 self.checkpoint()
             self.hooks.progress(done, self.run.steps, entry)
 
-    def _picture(self) -> Any:
-        """The curve, and the newest samples below it."""
-        from ..core.drawing import paste_rows
-
-        return self.curve() if self._samples is None else paste_rows([self.curve(), self._samples])
+    def _draw_curve(self) -> Any:
+        """The curve as a picture, in the run folder too; drawn once per state of the log."""
+        if self.is_main and self.logs and len(self.logs) != self._drawn[0]:
+            self._drawn = (len(self.logs), self.curve())
+        if self._drawn[1] is not None:
+            write_atomic(self.folder / "curve.png", self._drawn[1].save)
+        return self._drawn[1]
 
     def _keep_what_is_done(self) -> None:
         """Checkpoint after an interruption, unless it came between the updates of two parts: that is no state to resume from."""
@@ -318,6 +323,7 @@ class Loop:
         saved = checkpoints(self.folder)
         if self.state.step and not (saved and saved[-1].stem.endswith(f"{self.state.step:08d}")):
             self.checkpoint()
+            self._draw_curve()
 
     def _complaint(self, name: str, values: Tensor, term: str, samples: tuple[str, ...]) -> str:
         """What to say about a term that is not finite; empty when it is."""
