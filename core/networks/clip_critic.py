@@ -1,6 +1,6 @@
 """StrSR's critic: a frozen CLIP ConvNeXt that looks, and trainable heads that judge."""
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -89,13 +89,13 @@ class ClipCritic(nn.Module):
         return self.heads(self.features(image))
 
     @contextmanager
-    def judging(self) -> Any:
+    def judging(self) -> Generator[None]:
         """For the generator's step: heads in eval mode (spectral vectors stay) and without gradient; restored afterwards."""
         was_training = self.heads.training
         wanted = [parameter.requires_grad for parameter in self.heads.parameters()]
         self.heads.eval().requires_grad_(False)
         try:
-            yield self
+            yield
         finally:
             self.heads.train(was_training)
             for parameter, value in zip(self.heads.parameters(), wanted, strict=True):

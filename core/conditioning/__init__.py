@@ -1,0 +1,33 @@
+"""What backbones are told besides the picture: a vision-language model's tokens, prompts, or tags."""
+
+from .tags import tags_to_text
+from .text import TEXT_STYLES, TextEncoder, TextModel, TextStyle, load_text_model
+from .vlm import (
+    ADAPTER_WIDTHS,
+    VLM_WIDTH,
+    TokenAdapter,
+    VisionLanguageModel,
+    VLMEncoder,
+    load_adapter,
+    load_vlm,
+    strsr_prompt,
+    tile_crops,
+)
+
+__all__ = [
+    "ADAPTER_WIDTHS",
+    "TEXT_STYLES",
+    "VLM_WIDTH",
+    "TextEncoder",
+    "TextModel",
+    "TextStyle",
+    "TokenAdapter",
+    "VLMEncoder",
+    "VisionLanguageModel",
+    "load_adapter",
+    "load_text_model",
+    "load_vlm",
+    "strsr_prompt",
+    "tags_to_text",
+    "tile_crops",
+]

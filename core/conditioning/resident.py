@@ -1,0 +1,113 @@
+"""A large model that is loaded when it is needed, works on a device, and leaves it afterwards."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_positive_int, did_you_mean
+
+Keep = Literal["device", "home", "nothing"]
+KEEPS = cast(tuple[str, ...], get_args(Keep))
+
+
+class Turns(Protocol):
+    """Who is on the device: `core.backbones.offload.Residency`, shared with the backbone so that the two take turns."""
+
+    device: torch.device
+
+    def use(self, module: nn.Module) -> None:
+        """Bring a module to the device, after the one before it has left."""
+        ...
+
+    def leave(self) -> None:
+        """Send the resident module home."""
+        ...
+
+
+class HasModel(Protocol):
+    """What `OnDemand` holds: anything with a module that can be moved."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The module."""
+        ...
+
+
+Held = TypeVar("Held", bound=HasModel)
+
+
+class OnDemand(Generic[Held]):
+    """Loads on first use and decides what stays afterwards.
+
+    Args:
+        load: reads the model to the CPU; called again after it was given up.
+        device: where it works.
+        keep: what is kept between uses: the weights on the `device`, the weights at `home` (the CPU), or `nothing`.
+        turns: shared with other large models: it then decides who is on its device, and `device` is ignored.
+    """
+
+    def __init__(
+        self, load: Callable[[], Held], device: str | torch.device = "cpu", keep: Keep = "home", turns: Turns | None = None
+    ) -> None:
+        if keep not in KEEPS:
+            raise ValueError(f"keep: expected one of {', '.join(KEEPS)}, got {keep!r}; {did_you_mean(keep, KEEPS)}")
+        self.load, self.keep, self.turns = load, keep, turns
+        self.device = torch.device(device) if turns is None else turns.device
+        self.held: Held | None = None
+
+    @contextmanager
+    def working(self) -> Generator[Held]:
+        """The model on its device, for the duration of a `with` block."""
+        held = self.load() if self.held is None else self.held
+        self.held = held
+        if self.turns is None:
+            nn.Module.to(held.model, device=self.device)
+        else:
+            self.turns.use(held.model)
+        try:
+            yield held
+        finally:
+            self._rest()
+
+    def release(self) -> None:
+        """Give the weights up; the next use loads them again."""
+        if self.turns is not None and self.held is not None:
+            self.turns.leave()
+        self.held = None
+
+    def _rest(self) -> None:
+        if self.keep == "nothing":
+            self.release()
+        elif self.keep == "home" and self.held is not None:
+            if self.turns is None:
+                nn.Module.to(self.held.model, device="cpu")
+            else:
+                self.turns.leave()
+
+
+class EmbeddingCache:
+    """The most recently used embeddings, on the CPU, by a key.
+
+    Args:
+        size: entries; an image's is 68 x 2560 values.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = check_positive_int(size, "size", low=0)
+        self.entries: OrderedDict[Any, Tensor] = OrderedDict()
+
+    def get(self, key: Any) -> Tensor | None:
+        """The entry, which becomes the most recently used one, or None."""
+        if key in self.entries:
+            self.entries.move_to_end(key)
+        return self.entries.get(key)
+
+    def put(self, key: Any, value: Tensor) -> None:
+        """Add an entry and drop the least recently used ones that are too many."""
+        self.entries[key] = value
+        while len(self.entries) > self.size:
+            self.entries.popitem(last=False)
