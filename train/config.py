@@ -96,6 +96,7 @@ class DataConfig:
     pool_size: int = 0  # degradation presets: pairs kept for reuse; 0 degrades every sample anew
     pool_patch_px: int = 384  # side of the ground truth of a pooled pair; patches are cut from it
     pool_refresh: int = 4  # new pairs per optimiser step
+    gt_scale_min: float = added(1.0)  # degradation presets: shrink each ground truth by a factor from here to 1; more scales
     on_error: Literal["stop", "skip"] = "stop"  # what an unreadable file does
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..core.checks import check_positive_int
 from ..core.records import PairBatch
+from ..core.resize import bicubic
 from .config import DataConfig
 from .sources import DataError, Source, find_sources
 from .store import ImageStore, Windows
@@ -258,10 +259,21 @@ class PairData:
     def _crop(self, index: int, size_px: int) -> tuple[Tensor, int, str]:
         """A square ground-truth crop for degradation, as large as the picture allows up to size_px."""
         gt, _, draw, name = self._readable(index, need_pair=False)
+        gt = self._shrunk(gt, draw)
         side = min(size_px, *(n - n % self.scale for n in gt.shape[-2:]))
         top, left = (int(r * (n - side + 1)) for r, n in zip((draw.top, draw.left), gt.shape[-2:], strict=True))
         gt = gt[:, top : top + side, left : left + side]
         return dihedral(gt, self._turn(draw)), draw.seed, name
+
+    def _shrunk(self, gt: Tensor, draw: _Sample) -> Tensor:
+        """The picture reduced by the factor drawn for this sample, never below the patch: a set of few pictures gains scales."""
+        shortest = min(gt.shape[-2:])
+        low = max(self.config.gt_scale_min, self.config.gt_patch_px / shortest)
+        factor = low + (1 - low) * random.Random(draw.seed).random()
+        if factor >= 1:
+            return gt
+        height, width = (max(self.config.gt_patch_px, round(side * factor)) for side in gt.shape[-2:])
+        return (bicubic(gt[None].float() / 255, (height, width))[0].clamp(0, 1) * 255).round().to(torch.uint8)
 
     def _degraded(self, indices: Sequence[int], size_px: int) -> PairBatch:
         from ..core.degradation import degrade

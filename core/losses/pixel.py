@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..images import rgb_to_y
 from ..resize import imresize
 from .precision import at_least_float32, check_pair, per_sample
 
@@ -57,6 +58,23 @@ def psnr_loss(sr: Tensor, gt: Tensor) -> Tensor:
         [B] float32, from -80 (sr == gt) up.
     """
     return 10 * (mse_loss(sr, gt) + 1e-8).log10()
+
+
+def psnr_y_loss(sr: Tensor, gt: Tensor) -> Tensor:
+    """Negative PSNR per sample, half of it on luma alone, in dB.
+
+        L_i = ( psnr_loss(sr_i, gt_i) + psnr_loss(Y(sr_i), Y(gt_i)) ) / 2,   Y of BT.601
+
+    A small network has to choose what it is good at; benchmarks, and eyes, look at luma first. The half on RGB keeps colours.
+
+    Args:
+        sr: [B, 3, H, W], range [0, 1], not clamped.
+        gt: the same shape.
+
+    Returns:
+        [B] float32, from -80 (sr == gt) up.
+    """
+    return (psnr_loss(sr, gt) + psnr_loss(rgb_to_y(at_least_float32(sr)), rgb_to_y(at_least_float32(gt)))) / 2
 
 
 def low_pass_l1_loss(sr: Tensor, gt: Tensor, scale: int = 4) -> Tensor:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from ..checks import check_image, check_positive_int, did_you_mean
 from ..resize import imresize
 from ..weights import find_model, load_into
+from .compact import LiteSR
 from .rrdb import RRDB, RRDBNet, conv3x3, kaiming_tenth
 from .srresnet import MSRResNet
 
-DECODERS: dict[str, type[RRDBNet] | type[MSRResNet]] = {"rrdb": RRDBNet, "srresnet": MSRResNet}
+DECODERS: dict[str, type[RRDBNet] | type[MSRResNet] | type[LiteSR]] = {"rrdb": RRDBNet, "srresnet": MSRResNet, "lite": LiteSR}
 SCALES = (2, 4)
 ARCHITECTURE = "autoencoder"  # in the header of our weight files
 
@@ -37,7 +38,7 @@ class AutoEncoder(nn.Module):
         features: width of the encoder's body, a multiple of scale^2, at least 3 scale^2.
         blocks: RRDBs of the encoder.
         growth: width of their dense layers.
-        decoder: "rrdb" or "srresnet" (Table 5 (a) of the paper).
+        decoder: "rrdb", "srresnet" (Table 5 (a) of the paper), or "lite", the bundled models' network, for small ones (ours).
         decoder_options: keyword arguments of the decoder but for its scale; the published sizes by default.
         encoder: "learned", or "bicubic" for ablation (a) of Table 3: MATLAB's bicubic, which the LR training images were made
             with. The released code takes torch's antialiased bicubic there, which differs at the border (specification 5).
@@ -56,7 +57,7 @@ class AutoEncoder(nn.Module):
         features: int = 64,
         blocks: int = 2,
         growth: int = 32,
-        decoder: Literal["rrdb", "srresnet"] = "rrdb",
+        decoder: Literal["rrdb", "srresnet", "lite"] = "rrdb",
         decoder_options: Mapping[str, Any] | None = None,
         encoder: Literal["learned", "bicubic"] = "learned",
     ) -> None:

@@ -1,4 +1,4 @@
-"""AESOP in a graph, under inference mode as in ComfyUI: loss chains, the auto-encoder and its view, train AE -> train SR -> upscale."""
+"""AESOP in a graph, under inference mode as in ComfyUI: loss chains, the auto-encoder and its view, AE -> SR -> upscale."""
 
 import json
 from pathlib import Path

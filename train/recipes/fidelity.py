@@ -19,7 +19,7 @@ from ...core.backbones import network as network_backbone
 from ...core.backbones.base import AnyBackbone, Backbone
 from ...core.backbones.pixel import PixelBackbone
 from ...core.images import crop_border, from_model_range, quantize_8bit, rgb_to_y, to_model_range
-from ...core.losses.pixel import l1_loss, mse_loss, psnr_loss
+from ...core.losses.pixel import l1_loss, mse_loss, psnr_loss, psnr_y_loss
 from ...core.records import LossTerms
 from ...core.resize import bicubic
 from ...core.weights import find_model, load_into, load_state_dict, save_weights
@@ -47,7 +47,7 @@ class FidelityConfig:
 
     name: str = "model"  # file name of the result
     licence: str = "Apache-2.0"  # of the resulting weights
-    loss: Literal["l1", "mse", "psnr"] = "l1"  # see LOSSES: robust and sharp, the mean, the mean with every sample counting alike
+    loss: Literal["l1", "mse", "psnr", "psnr_y"] = "l1"  # core.losses.pixel says what each is good for
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -71,7 +71,7 @@ class FidelityConfig:
             )
 
 
-LOSSES = {"l1": l1_loss, "mse": mse_loss, "psnr": psnr_loss}
+LOSSES = {"l1": l1_loss, "mse": mse_loss, "psnr": psnr_loss, "psnr_y": psnr_y_loss}
 
 
 def build_model(config: FidelityConfig, model_folders: Sequence[str | Path] = ()) -> AnyBackbone:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignsr.core.losses import l1_loss, low_pass_l1_loss, mse_loss, psnr_loss
+from alignsr.core.losses import l1_loss, low_pass_l1_loss, mse_loss, psnr_loss, psnr_y_loss
 from alignsr.core.resize import imresize
 from reference.formula import S, U
 
@@ -40,3 +40,14 @@ def test_low_pass_forgives_the_finest_texture_and_sees_a_shift_of_colour() -> No
 def test_low_pass_refuses_a_scale_that_does_not_shrink() -> None:
     with pytest.raises(ValueError, match="scale: expected at least 2, got 1"):
         low_pass_l1_loss(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), scale=1)
+
+
+def test_half_of_psnr_y_is_luma():
+    gt = torch.full((1, 3, 8, 8), 0.5)
+    grey = gt + 0.1  # every channel off by 0.1: Y by 0.1 * (65.481 + 128.553 + 24.966) / 255
+    luma = 20 * torch.log10(torch.tensor(0.1 * 219 / 255))
+    assert torch.allclose(psnr_y_loss(grey, gt), (-20 + luma)[None] / 2, atol=1e-4)
+    # a change of colour that leaves luma alone costs less than a grey one of equal energy
+    colour = torch.tensor([0.1, -0.1 * 65.481 / 128.553, 0.0]).view(1, 3, 1, 1).expand_as(gt)
+    same_energy = torch.full_like(gt, float(colour.square().mean().sqrt()))
+    assert psnr_y_loss(gt + colour, gt) < psnr_y_loss(gt + same_energy, gt) - 10
