@@ -55,10 +55,13 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     ),
     "relativistic": lambda sr, gt: LOSSES["relativistic"](logits(sr), logits(gt)),
     "plain": lambda sr, gt: LOSSES["plain"](logits(sr)),
+    "ragan": lambda sr, gt: LOSSES["ragan"]([logits(sr)], [logits(gt)]),
+    "fdl": lambda sr, gt: LOSSES["fdl"](sr, gt, lambda image: [image], [S("losses/fdl", 4, 3, 3, 3)]),
+    "grid": partial(LOSSES["grid"], period=4),
 }
-ADVERSARIAL = {"relativistic", "plain"}
+ADVERSARIAL = {"relativistic", "plain", "ragan"}
 LEAST = {"psnr": -80.0} | dict.fromkeys(set(CALLS) - ADVERSARIAL - {"psnr"}, 0.0)
-OVER_THE_BATCH = {"relativistic"}  # a sample's value depends on the others'
+OVER_THE_BATCH = {"relativistic", "ragan"}  # a sample's value depends on the others'
 
 entries = pytest.mark.parametrize("name", sorted(LOSSES))
 
@@ -98,7 +101,8 @@ def test_equal_images_cost_nothing_and_others_do(name: str) -> None:
     sr, gt = pair()
     if name in ADVERSARIAL:
         zeros = torch.zeros(3, 1)
-        value = LOSSES[name](zeros, zeros) if name == "relativistic" else LOSSES[name](zeros)
+        arguments = {"relativistic": (zeros, zeros), "plain": (zeros,), "ragan": ([zeros], [zeros])}[name]
+        value = LOSSES[name](*arguments)
         assert torch.allclose(value, torch.full((3,), math.log(2)))
         return
     assert torch.allclose(call(name, gt, gt), torch.full((3,), LEAST[name]), atol=1e-9)
