@@ -248,7 +248,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=text)
         elif time.monotonic() - self._last_line >= LINE_EVERY_S:
-            self.line(f"{text}: {done / max(self.total, 1e-9):.0%}")
+            self.line(f"{done / max(self.total, 1e-9):.0%} done, at {text}")
 
     def line(self, text: str) -> None:
         """A line that stays, above the bar."""

@@ -179,7 +179,7 @@ def test_small_tiles_are_warned_of() -> None:
 
 def test_a_long_job_says_now_and_then_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminal, "LINE_EVERY_S", 0.0)
-    assert "a.png: 100%" in upscale().err
+    assert "100% done, at a.png" in upscale().err
     monkeypatch.setattr(terminal, "LINE_EVERY_S", 1000.0)
     assert "%" not in upscale("--overwrite").err
     monkeypatch.setattr(terminal, "LINE_EVERY_S", 0.0)
