@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -114,6 +115,32 @@ class AutoEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """decode(encode(x)); see the class."""
         return self.decode(self.encode(x))
+
+
+@torch.no_grad()
+def start_as_average(autoencoder: AutoEncoder) -> None:
+    """Make a new encoder an area average, on top of what it was initialised with: a bottleneck that is a picture from step 0.
+
+    From random weights an encoder first has to find colours and places, which takes a small one most of a short training. Here
+    fromRGB passes its first three channels on, toRGB averages the scale^2 cells of each of them, and the body is almost the
+    identity anyway. Ours; the released code starts at random.
+
+    Raises:
+        ValueError: the encoder is bicubic and has no weights.
+    """
+    if autoencoder.encoder_kind != "learned":
+        raise ValueError("autoencoder: expected a learned encoder, got a bicubic one; it has nothing to start")
+    cells = autoencoder.scale**2
+    first, second = autoencoder.conv_first
+    to_features, to_rgb = autoencoder.conv_last
+    for layer in (first, second, to_features, to_rgb):
+        layer.weight *= 0.05  # the random part stays as a small disturbance, so that units differ
+    for layer in (first, second, to_features):
+        for channel in range(min(layer.weight.shape[:2])):
+            layer.weight[channel, channel, 1, 1] += 1
+    for colour in range(3):
+        # every RRDB begins near 1.2 x: its dense blocks near the identity, added to its input with the weight 0.2
+        to_rgb.weight[colour, colour * cells : (colour + 1) * cells, 1, 1] += 1 / (cells * 1.2 ** len(autoencoder.body))
 
 
 def unshuffle_by_twos(x: Tensor, scale: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignsr.core.networks import NETWORKS, build_network
-from alignsr.core.networks.autoencoder import AutoEncoder, build_autoencoder
+from alignsr.core.networks.autoencoder import AutoEncoder, build_autoencoder, start_as_average
 from alignsr.core.networks.discriminators import DISCRIMINATORS, UNetDiscriminatorSN, VGGDiscriminator, build_discriminator
 from alignsr.core.networks.normalization import BatchNorm2d, SpectralConv2d
 from alignsr.core.networks.rrdb import RRDBNet
@@ -391,3 +391,30 @@ def test_batch_norm_is_a_drop_in():
     assert torch.allclose(over, theirs(x), atol=1e-12)
     assert ours.num_batches_tracked.item() == 2
     assert torch.allclose(ours.running_var, theirs.running_var, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_an_encoder_that_starts_as_an_average_gives_the_small_picture(scale):
+    torch.manual_seed(0)
+    options = {
+        "scale": scale,
+        "features": 48,
+        "blocks": 2,
+        "growth": 8,
+        "decoder_options": {"features": 8, "blocks": 1, "growth": 4},
+    }
+    autoencoder = build_autoencoder(options)
+    x = torch.rand(1, 3, 64, 64)
+    small = torch.nn.functional.avg_pool2d(x, scale)
+    before = (autoencoder.encode(x) - small).abs().mean()
+    start_as_average(autoencoder)
+    after = (autoencoder.encode(x) - small)[..., 2:-2, 2:-2].abs().mean()
+    assert after < 0.02 < before
+    autoencoder.encode(x).square().mean().backward()
+    gradients = [p.grad for name, p in autoencoder.named_parameters() if not name.startswith("decoder") and p.ndim == 4]
+    assert all(g.abs().sum() > 0 for g in gradients), "every layer can still learn"
+
+
+def test_a_bicubic_encoder_has_nothing_to_start():
+    with pytest.raises(ValueError, match="expected a learned encoder, got a bicubic one"):
+        start_as_average(build_autoencoder({"encoder": "bicubic", "decoder_options": {"features": 8, "blocks": 1, "growth": 4}}))

@@ -10,7 +10,7 @@ from torch import nn
 from alignsr.core.backbones import load_backbone
 from alignsr.core.compat import import_spandrel
 from alignsr.core.networks import NETWORKS, build_network
-from alignsr.core.networks.autoencoder import AutoEncoder, load_autoencoder
+from alignsr.core.networks.autoencoder import AutoEncoder, build_autoencoder, load_autoencoder
 from alignsr.core.networks.official import (
     canonical_state,
     export_for_comfy,
@@ -265,3 +265,16 @@ def test_what_comfyui_cannot_load_is_not_exported(tmp_path):
     with pytest.raises(WeightsError, match="got rrdb weights that it refuses"):
         export_for_comfy(pth(tmp_path, narrow), tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_an_autoencoder_with_a_small_decoder_is_known_by_its_header(tmp_path):
+    """Its decoder has none of the released names; the bundled one is of this kind."""
+    options = {"features": 48, "blocks": 1, "growth": 4, "decoder": "lite", "decoder_options": {"features": 8, "blocks": 1}}
+    module = build_autoencoder(options)
+    path = save_autoencoder(tmp_path / "ae.safetensors", module.state_dict(), options)
+    loaded = load_autoencoder(path)
+    x = torch.rand(1, 3, 16, 16)
+    assert torch.equal(loaded(x), module.eval()(x))
+    with pytest.raises(WeightsError, match="auto-encoder"):
+        load_backbone(path)
+    assert load_autoencoder("autoencoder-tiny-x4").scale == 4

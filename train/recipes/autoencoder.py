@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from ...core.frozen import lean
 from ...core.losses.pixel import l1_loss
 from ...core.metrics import psnr
-from ...core.networks.autoencoder import AutoEncoder, build_autoencoder, load_autoencoder
+from ...core.networks.autoencoder import AutoEncoder, build_autoencoder, load_autoencoder, start_as_average
 from ...core.networks.official import read_official, save_autoencoder
 from ...core.records import LossTerms
 from ...core.weights import find_model, load_into
-from ..config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, empty_table, positive, to_mapping
+from ..config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, added, empty_table, positive, to_mapping
 from ..data import PairData
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
 from ..losses import RANDOM
@@ -41,6 +41,7 @@ class AutoencoderModelConfig:
     init: str = ""  # an auto-encoder to start from; empty: random
     init_decoder: str = ""  # a super-resolution network that becomes the decoder; "random": none, even where it is frozen
     freeze_decoder: bool = False  # train the encoder only
+    init_encoder: Literal["random", "average"] = added("random")  # average: an area average at step 0, for short trainings
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def build_model(config: AutoencoderConfig, model_folders: Sequence[str | Path] =
     """
     model = config.model
     autoencoder = build_autoencoder(_options(config))
+    if model.init_encoder == "average" and not model.init:
+        start_as_average(autoencoder)
     if model.init:
         load_into(autoencoder, load_autoencoder(model.init, model_folders).state_dict(), model.init)
     if model.init_decoder and model.init_decoder != RANDOM:
