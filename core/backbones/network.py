@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..checks import check_image
 from ..images import pad_to_multiple
 from ..networks import build_network
+from ..networks.autoencoder import ARCHITECTURE as AUTOENCODER
 from ..networks.official import (
     SPANDREL_MISFITS,
     describe_network,
@@ -119,7 +120,7 @@ def load(path: Path, info: dict[str, Any]) -> NetworkBackbone:
         WeightsError: damaged or unsafe file, weights that do not fit, an auto-encoder, or an architecture nobody here knows.
     """
     state = read_official(path)
-    if is_autoencoder(state):
+    if is_autoencoder(state) or info.get("architecture") == AUTOENCODER:
         raise WeightsError(
             f"{path}: expected a super-resolution network, got {describe_network(state, info)}; it is for training losses "
             "(load it with AESOP Auto-Encoder), give the file of a super-resolution network here"

@@ -108,7 +108,7 @@ def test_our_autoencoder_files_carry_their_options(more, tmp_path):
     x = U("official/gt", 1, 3, 32, 32)
     assert torch.equal(load_autoencoder("ae", [tmp_path])(x), load_autoencoder(path)(x))
     assert load_autoencoder(path).encoder_kind == more.get("encoder", "learned")
-    with pytest.raises(WeightsError, match="missing: |unexpected: "):
+    with pytest.raises(WeightsError, match=r"missing: |unexpected: "):
         save_autoencoder(
             tmp_path / "b.safetensors", autoencoder.state_dict(), AE | {"encoder": "bicubic", "blocks": 3} if not more else AE
         )
