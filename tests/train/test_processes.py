@@ -1,0 +1,58 @@
+"""Two processes on a CPU do what one does with a doubled batch, through the command line."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from train_helpers import make_pictures
+
+from alignsr.core.weights import load_state_dict
+from alignsr.train.recipes import load_config
+from alignsr.train.state import checkpoints
+
+COMMON = {
+    "losses.perceptual.weight": 0,
+    "run.steps": 3,
+    "run.checkpoint_every": 3,
+    "run.preview_every": 0,
+    "run.export_every": 0,
+    "run.validate_every": 0,
+    "optimizer.learning_rate": 1e-3,
+    "discriminator.optimizer.learning_rate": 1e-3,
+}
+CASES = {  # the relativistic means and the batch statistics cover both processes
+    "tiny-aesop-rrdb-128": {"losses.adversarial.average": '"global"'},
+    "tiny-aesop-real-ldl-matched": {},
+}
+
+
+def sets_of(pictures, batch, **more):
+    values = COMMON | more | {"run.batch_size": batch}
+    return [f'data.folders=["{pictures.as_posix()}"]', *(f"{key}={value}" for key, value in values.items())]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_equal_one_with_a_doubled_batch(name, tmp_path):
+    """With the discriminator of batch statistics and with that of power iterations; takes the start of two interpreters."""
+    pictures = make_pictures(tmp_path / "pictures")
+    recipe, config = load_config(name, sets_of(pictures, 4, **CASES[name]))
+    one = recipe.train(config, tmp_path / "one")
+    sets = sets_of(pictures, 2, **CASES[name])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "alignsr", "train"]
+    command = [*launch, name, *(part for item in sets for part in ("--set", item)), "--out", str(tmp_path / "two"), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"}, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[:3000]
+    lines = (tmp_path / "two" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    for ours, theirs in zip(one.logs, map(json.loads, lines), strict=True):
+        for key in ours:
+            if key != "seconds":
+                assert theirs[key] == pytest.approx(ours[key], rel=2e-3), f"step {ours['step']}: {key}"
+    # Adam divides by the gradient's size, so rounding moves a parameter by at most a share of the three steps of 1e-3
+    a, b = (load_state_dict(checkpoints(tmp_path / folder)[-1]) for folder in ("one", "two"))
+    assert a.keys() == b.keys()
+    for key in (key for key in a if key.startswith(("modules/", "averages/"))):
+        difference = (a[key].double() - b[key].double()).abs()
+        assert float(difference.mean()) < 1e-5, key
+        assert float(difference.max()) < 1e-3, key
