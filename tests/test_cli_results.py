@@ -35,7 +35,7 @@ def test_the_same_again_is_skipped_without_a_doubt() -> None:
     assert upscale().code == 0
     again = upscale()
     assert again.code == 0
-    assert again.err.splitlines() == [
+    assert again.err.splitlines()[-2:] == [
         f"{Path('out/a.png')} exists, skipped",
         "0 done, 1 skipped, 0 failed; --overwrite redoes them",
     ]
@@ -63,7 +63,7 @@ def test_a_result_of_other_settings_is_skipped_aloud(options: dict[str, Any], sa
     assert json.loads(Path("report.json").read_text())["files"][0]["note"] == said
     assert tree(Path("out")) == before
     assert upscale(*flags, "--overwrite", model=model).code == 0
-    assert upscale(*flags, model=model).err.startswith(f"{Path('out/a.png')} exists, skipped")
+    assert f"{Path('out/a.png')} exists, skipped" in upscale(*flags, model=model).err.splitlines()
 
 
 def test_other_weights_of_the_same_name_are_told() -> None:
@@ -170,7 +170,7 @@ def test_a_source_whose_type_cannot_be_written_is_refused_before_the_work() -> N
 def test_small_tiles_are_warned_of() -> None:
     done = upscale("--tile-px", "32")
     assert done.code == 0
-    assert done.err.startswith("warning: tiles of 32 px take longer")
+    assert "warning: tiles of 32 px take longer" in done.err
     assert "warning" not in upscale("--tile-px", "64", "--overwrite").err
 
 
