@@ -1,6 +1,6 @@
 """One training step of AESOP (RRDB generator, VGG discriminator, all four losses) beside the straightforward order of operations.
 
-python benchmarks/aesop_step.py [--batch 4] [--patch 128] [--steps 2] [--threads 1] [--device cpu] [--channels-last] [--bf16]
+python benchmarks/aesop_step.py [--batch 4] [--patch 128] [--blocks 23] [--steps 2] [--threads 1] [--device cpu] [--channels-last] [--bf16]
     [--compile] [--checkpoint] [--autoencoder FILE] [--vgg FILE] [--precision-study] [--json FILE]
 GPU: python benchmarks/aesop_step.py --device cuda --batch 16 --patch 256 --steps 6 --channels-last --bf16 --compile
 
@@ -110,7 +110,11 @@ def losses_config(options: argparse.Namespace, precision: str) -> LossesConfig:
     return from_mapping(
         LossesConfig,
         {
-            "aesop": {"autoencoder": options.autoencoder, "precision": precision},
+            "aesop": {
+                "autoencoder": options.autoencoder,
+                "options": {"decoder_options": {"blocks": options.blocks}},
+                "precision": precision,
+            },
             "artifact": {},
             "perceptual": {"vgg": options.vgg, "precision": precision},
             "adversarial": {},
@@ -122,7 +126,7 @@ def build(variant: Variant, options: argparse.Namespace) -> Parts:
     torch.manual_seed(0)
     device = torch.device(options.device)
     layout = torch.channels_last if variant.channels_last else torch.contiguous_format
-    generator: nn.Module = RRDBNet(checkpoint_blocks=variant.checkpointed).to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]
+    generator: nn.Module = RRDBNet(blocks=options.blocks, checkpoint_blocks=variant.checkpointed).to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]
     critic: nn.Module = VGGDiscriminator(options.patch).to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]
     average = copy.deepcopy(generator).requires_grad_(False).eval()
     config = losses_config(options, variant.loss_precision)
@@ -377,6 +381,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     result.add_argument("--batch", type=int, default=4)
     result.add_argument("--patch", type=int, default=128, help="side of the ground-truth patches: 128, 192 or 256")
+    result.add_argument("--blocks", type=int, default=23, help="RRDBs of the generator and of an untrained decoder")
     result.add_argument("--steps", type=int, default=2, help="the first one warms up")
     result.add_argument("--threads", type=int, default=1)
     result.add_argument("--device", default="cpu")
@@ -398,7 +403,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.worker:
         work(Variant(**json.loads(options.worker[0])), options, Path(options.worker[1]))
         return 0
-    print(f"RRDB, batch {options.batch}, patch {options.patch}, {options.device}, {options.threads} threads")
+    print(
+        f"RRDB of {options.blocks} blocks, batch {options.batch}, patch {options.patch}, {options.device}, {options.threads} threads"
+    )
     print(
         f"{'':32} {'peak MB':>9} {'ratio':>6} {'s/step':>8} {'speed':>6} {'cpu':>6} {'loss gap':>9} {'later':>8} {'grad gap':>9}"
     )
