@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -203,6 +204,8 @@ def bundled_autoencoders() -> dict[str, Path]:
 def find_model(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
     """Find a weight file: a bundled name, an existing path, or a name (with or without suffix) in one of `folders`.
 
+    A leading `models/`, as in the published configs, stands for any of the folders where no such path exists.
+
     Raises:
         MissingModelError: names what was looked for, where, and what would have been found, the most similar name first.
     """
@@ -213,8 +216,9 @@ def find_model(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
     if direct.is_file():
         return direct
     searched = [Path(folder).expanduser() for folder in folders]
-    for folder in searched:
-        for candidate in (folder / direct, *(folder / f"{name}{suffix}" for suffix in WEIGHT_SUFFIXES)):
+    inside = [direct, Path(*direct.parts[1:])] if direct.parts[:1] == ("models",) else [direct]
+    for folder, file in product(searched, inside):
+        for candidate in (folder / file, *(folder / f"{file}{suffix}" for suffix in WEIGHT_SUFFIXES)):
             if candidate.is_file():
                 return candidate
     if direct.is_dir():

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from ..core.checks import check_same_shape
+from ..core.images import bchw_to_bhwc
 from ..core.pictures import difference, side_by_side, spectra
 from ..core.resize import bicubic
 from ..core.spectral import log_spectral_distance, periodic_energy_score, radial_spectrum
@@ -33,6 +35,7 @@ def _centres(text: str, width: int, height: int) -> list[tuple[int, int]]:
 
 
 TITLES = ("input (bicubic)", "restored", "ground truth")
+MORE = {2: "second", 3: "third", 4: "fourth"}  # inputs for results of other methods
 
 
 class Compare:
@@ -40,14 +43,17 @@ class Compare:
 
     CATEGORY = "AlignSR/evaluation"
     DESCRIPTION = (
-        "Puts input, result and (if connected) ground truth side by side with zoomed crops, and shows where they differ."
+        "Puts input, up to four results and (if connected) ground truth side by side with zoomed crops, and shows where they "
+        "differ."
     )
     FUNCTION = "compare"
-    RETURN_TYPES = ("IMAGE", "IMAGE")
-    RETURN_NAMES = ("comparison", "difference")
+    RETURN_TYPES = ("IMAGE", "IMAGE", "IMAGE", "STRING")
+    RETURN_NAMES = ("comparison", "difference", "results", "titles")
     OUTPUT_TOOLTIPS = (
         "One sheet per picture: labelled panels, framed crops enlarged pixel by pixel.",
         "Heat map of the mean absolute difference: result against reference, or against the enlarged input without one.",
+        "All results as one batch, for IQA Reward.",
+        "Their titles, one per line, for IQA Reward's names.",
     )
 
     @classmethod
@@ -72,7 +78,7 @@ class Compare:
                     "STRING",
                     {
                         "default": ", ".join(TITLES),
-                        "tooltip": "Titles of the panels, separated by commas.",
+                        "tooltip": "Titles of the panels, separated by commas: input, results, ground truth.",
                     },
                 ),
                 "crop_centers": (
@@ -83,6 +89,7 @@ class Compare:
                         "tooltip": "Where to zoom, in pixels of the result: x,y; x,y. Empty: chosen automatically.",
                     },
                 ),
+                **{f"result_{k}": ("IMAGE", {"tooltip": f"Result of a {nth} method, beside the first."}) for k, nth in MORE.items()},
             },
         }
 
@@ -96,23 +103,16 @@ class Compare:
         reference: Tensor | None = None,
         labels: str = ", ".join(TITLES),
         crop_centers: str = "",
-    ) -> tuple[Tensor, Tensor]:
+        result_2: Tensor | None = None,
+        result_3: Tensor | None = None,
+        result_4: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, str]:
         sr = take(result, "result").rgb
+        others = {f"result_{k}": image for k, image in zip(MORE, (result_2, result_3, result_4), strict=True) if image is not None}
+        results = [sr, *(_like(sr, image, name) for name, image in others.items())]
         before = bicubic(match_batch(take(input, "input").rgb, sr.shape[0], "input"), (sr.shape[-2], sr.shape[-1])).clamp(0, 1)
-        panels = [before, sr]
-        if reference is not None:
-            gt = match_batch(take(reference, "reference").rgb, sr.shape[0], "reference")
-            if gt.shape != sr.shape:
-                sizes = "x".join(map(str, sr.shape[:1:-1])), "x".join(map(str, gt.shape[:1:-1]))
-                raise ValueError(
-                    f"reference: expected the size of the result {sizes[0]}, got {sizes[1]}; check scale and cropping"
-                )
-            panels.append(gt)
-        titles = [title.strip() for title in labels.split(",")][: len(panels)]
-        if len(titles) == 2 < len(panels):
-            titles.append(TITLES[2])  # labels for two, and a third picture was connected later
-        if len(set(titles)) != len(panels):
-            raise ValueError(f"labels: expected {len(panels)} different titles, got {labels!r}; separate them with commas")
+        panels = [before, *results] if reference is None else [before, *results, _like(sr, reference, "reference")]
+        titles = _titles(labels, len(panels), reference is not None)
         crops = _centres(crop_centers, sr.shape[-1], sr.shape[-2]) or num_crops
         bar = get_host().progress(sr.shape[0], "comparing")
         sheets: list[Image.Image] = []
@@ -123,7 +123,30 @@ class Compare:
             sheets.append(side_by_side(views, crops=crops, crop_px=crop_px, panel_px=panel_px))
             heats.append(difference(sr[index : index + 1], other[index : index + 1], title=f"{titles[1]} - {name}"))
             bar.update(index + 1)
-        return to_image(sheets), to_image(heats)
+        names = "\n".join(titles[1 : 1 + len(results)])
+        return to_image(sheets), to_image(heats), bchw_to_bhwc(torch.cat(results)), names
+
+
+def _like(sr: Tensor, image: Tensor, name: str) -> Tensor:
+    """Another picture of the same scenes as RGB, of the result's size."""
+    other = match_batch(take(image, name).rgb, sr.shape[0], name)
+    if other.shape != sr.shape:
+        sizes = "x".join(map(str, sr.shape[:1:-1])), "x".join(map(str, other.shape[:1:-1]))
+        raise ValueError(f"{name}: expected the size of the result {sizes[0]}, got {sizes[1]}; check scale and cropping")
+    return other
+
+
+def _titles(labels: str, count: int, has_reference: bool) -> list[str]:
+    """One title per panel: input, results, ground truth."""
+    titles = [title.strip() for title in labels.split(",")]
+    if labels == ", ".join(TITLES):  # nobody gave any: number the results
+        titles = [*TITLES[:2], *(f"{TITLES[1]} {k}" for k in MORE)][: count - has_reference] + [TITLES[2]] * has_reference
+    titles = titles[:count]
+    if has_reference and len(titles) == count - 1:
+        titles.append(TITLES[2])  # labels for the others, and the ground truth was connected later
+    if len(set(titles)) != count:
+        raise ValueError(f"labels: expected {count} different titles, got {labels!r}; separate them with commas")
+    return titles
 
 
 class Spectrum:

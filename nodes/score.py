@@ -75,6 +75,9 @@ def _groups(images: list[Any], references: list[Any], inputs: list[Any], names: 
 
 
 def _labels(index: int, batch: int, lists: int, names: list[str]) -> list[str]:
+    lines = names[index].splitlines() if index < len(names) else []
+    if len(lines) == batch > 1:
+        return lines
     stem = names[index] if index < len(names) else (f"image {index + 1}" if lists > 1 or batch == 1 else "candidate")
     return [stem] if batch == 1 else [f"{stem} {k + 1}" for k in range(batch)]
 
@@ -160,7 +163,7 @@ class IQAReward:
                     "IMAGE",
                     {"tooltip": "Low-resolution input, for lr_psnr: how well the result agrees with what was given."},
                 ),
-                "names": ("STRING", {"forceInput": True, "tooltip": "Row titles, for example from Load Image Folder."}),
+                "names": ("STRING", {"forceInput": True, "tooltip": "Row titles: from Load Image Folder, or one line per picture of a batch."}),
                 "weights": (
                     "STRING",
                     {

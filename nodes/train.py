@@ -5,7 +5,7 @@ import logging
 import re
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,14 @@ def run_folder(root: Path, config: Any, resume: bool) -> Path:
     return fresh
 
 
+def _with_cache_inside(config: Any, root: Path) -> Any:
+    """The config with a relative cache of decoded pictures inside `root`: a server's working folder is nobody's choice."""
+    cache = config.data.decoded_cache
+    if not cache or Path(cache).expanduser().is_absolute():
+        return config
+    return replace(config, data=replace(config.data, decoded_cache=str(root / cache)))
+
+
 def _train(recipe: Any, config: Any, folder: Path, hooks: NodeHooks, resume: bool) -> Path:
     """Run the recipe; an interruption by the user leaves as the host's own exception, after the loop has saved its state."""
     from ..train.loop import Stopped
@@ -180,6 +188,7 @@ def run_recipe(
 
     host = get_host()
     recipe, settings = read_config(config, overrides, data_folder, out_name, changes)
+    settings = _with_cache_inside(settings, host.output_dir() / RUNS)
     kind = next(name for name, known in RECIPES.items() if known is recipe)
     if kind not in kinds:
         raise ConfigError(f"config: expected one of the recipe {' or '.join(kinds)}, got {kind}; {node} cannot use its result")

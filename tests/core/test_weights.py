@@ -130,5 +130,6 @@ def test_models_are_found_by_path_bundle_and_folder(tmp_path):
     assert find_model(path) == path
     assert find_model("mine", [tmp_path]) == path
     assert find_model("mine.safetensors", [tmp_path]) == path
+    assert find_model("models/mine.safetensors", [tmp_path]) == path, "as the published configs name weights"
     with pytest.raises(MissingModelError, match=f"{tmp_path}.*found no 'other'.*put the weight file there"):
         find_model("other", [tmp_path])

@@ -431,10 +431,27 @@ def test_scoring_makes_one_bar_over_pictures_and_metrics(host):
 
 def test_compare_makes_a_sheet_and_a_map_per_picture(host):
     sr, lq = picture(2, 64, 48), picture(2, 16, 12)
-    sheets, heats = call("Compare", result=sr, input=lq, reference=sr, num_crops=1, panel_px=120)
+    sheets, heats, *_ = call("Compare", result=sr, input=lq, reference=sr, num_crops=1, panel_px=120)
     assert sheets.shape[0] == heats.shape[0] == 2
     without = call("Compare", result=sr, input=lq, num_crops=1, panel_px=120)[0]
     assert sheets.shape[2] > without.shape[2]
+
+
+def test_methods_are_compared_on_one_sheet_and_scored_by_name(host):
+    """Four results of one scene: a sheet of six panels, and a table with a row per method."""
+    gt, lq = picture(1, 64, 48), picture(1, 16, 12)
+    results = [(gt + shift).clamp(0, 1) for shift in (0.1, 0.0, 0.05, 0.2)]
+    more = {f"result_{k}": result for k, result in enumerate(results[1:], start=2)}
+    sheet, _, batch, titles = call(
+        "Compare", result=results[0], input=lq, reference=gt, labels="input, LDL, (a), (b), (c), truth", panel_px=120, **more
+    )
+    assert sheet.shape[2] > 2 * call("Compare", result=results[0], input=lq, panel_px=120)[0].shape[2]
+    assert torch.equal(batch, torch.cat(results)) and titles == "LDL\n(a)\n(b)\n(c)"
+    scores, *_ = call("IQAReward", images=[batch], metrics=["psnr_y"], scale=[1], reference=[gt], names=[titles])
+    found = {entry["name"]: entry["scores"]["psnr_y"] for entry in json.loads(scores)["images"]}
+    assert list(found) == ["LDL", "(a)", "(b)", "(c)"] and sorted(found, key=found.get) == ["(c)", "LDL", "(b)", "(a)"]
+    unnamed = call("Compare", result=results[0], input=lq, reference=gt, result_2=results[1], panel_px=120)[3]
+    assert unnamed == "restored\nrestored 2"
 
 
 @pytest.mark.parametrize(
@@ -444,6 +461,8 @@ def test_compare_makes_a_sheet_and_a_map_per_picture(host):
         ({"crop_centers": "500,1"}, "^crop_centers: expected places inside 10x12"),
         ({"labels": "x"}, "^labels: expected 2 different titles"),
         ({"reference": picture(1, 9, 9)}, "^reference: expected the size"),
+        ({"result_3": picture(1, 9, 9)}, "^result_3: expected the size of the result 10x12, got 9x9"),
+        ({"result_2": picture(), "labels": "x, y"}, "^labels: expected 3 different titles"),
     ],
 )
 def test_compare_refusals(host, inputs, text):
