@@ -55,8 +55,8 @@ def make_projections(
 
     Example:
         >>> filters = make_projections([3], 4, generator=torch.Generator().manual_seed(0))
-        >>> filters[0].flatten(1).norm(dim=1)
-        tensor([1., 1., 1., 1.])
+        >>> filters[0].flatten(1).norm(dim=1).round(decimals=4).tolist()
+        [1.0, 1.0, 1.0, 1.0]
     """
     check_positive_int(count, "count")
     _check_patch(patch)
