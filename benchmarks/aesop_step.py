@@ -1,7 +1,7 @@
 """One training step of AESOP (RRDB generator, VGG discriminator, all four losses) beside the straightforward order of operations.
 
-python benchmarks/aesop_step.py [--batch 4] [--patch 128] [--blocks 23] [--steps 2] [--threads 1] [--device cpu] [--channels-last] [--bf16]
-    [--compile] [--checkpoint] [--autoencoder FILE] [--vgg FILE] [--precision-study] [--json FILE]
+python benchmarks/aesop_step.py [--batch 4] [--patch 128] [--blocks 23] [--steps 2] [--threads 1] [--device cpu]
+    [--channels-last] [--bf16] [--compile] [--checkpoint] [--autoencoder FILE] [--vgg FILE] [--precision-study] [--json FILE]
 GPU: python benchmarks/aesop_step.py --device cuda --batch 16 --patch 256 --steps 6 --channels-last --bf16 --compile
 
 `straightforward` follows specification aesop.md section 1: every loss on one graph, plain frozen networks, unfolded windows in
@@ -380,7 +380,7 @@ def precision_study() -> list[dict[str, Any]]:
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     result.add_argument("--batch", type=int, default=4)
-    result.add_argument("--patch", type=int, default=128, help="side of the ground-truth patches: 128, 192 or 256")
+    result.add_argument("--patch", type=int, default=128, help="side of the ground-truth patches; published: 128, 192 and 256")
     result.add_argument("--blocks", type=int, default=23, help="RRDBs of the generator and of an untrained decoder")
     result.add_argument("--steps", type=int, default=2, help="the first one warms up")
     result.add_argument("--threads", type=int, default=1)
@@ -403,9 +403,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.worker:
         work(Variant(**json.loads(options.worker[0])), options, Path(options.worker[1]))
         return 0
-    print(
-        f"RRDB of {options.blocks} blocks, batch {options.batch}, patch {options.patch}, {options.device}, {options.threads} threads"
-    )
+    size = f"{options.blocks} blocks, batch {options.batch}, patch {options.patch}"
+    print(f"RRDB of {size}, {options.device}, {options.threads} threads")
     print(
         f"{'':32} {'peak MB':>9} {'ratio':>6} {'s/step':>8} {'speed':>6} {'cpu':>6} {'loss gap':>9} {'later':>8} {'grad gap':>9}"
     )
