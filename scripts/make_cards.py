@@ -25,20 +25,51 @@ ABOUT = {
     "It stands in for large one-step models in tests and workflows: same protocol, same node.",
     "lite-real-x4": "The network of lite-x4 for real-world pictures: trained on blurred, noisy, compressed input (`realesrgan`). "
     "Trained for fidelity: it removes noise and JPEG blocks and stays soft where nothing is known.",
+    "autoencoder-tiny-x4": "A small auto-encoder for AESOP's loss (Lee et al. 2025, arXiv:2412.00124): what comes back is what a "
+    "network could have predicted from the low-resolution picture. A tool of training; it upscales nothing by itself.",
+    "lite-gan-x4": "The network of lite-x4, trained on with AESOP's loss and a discriminator: it adds texture that lite-x4 "
+    "leaves out. Sharper to look at, lower in PSNR.",
 }
+BEFORE = {"lite-real-x4": ("lite-real-x4-start",)}  # stages that have to be trained first
+LOSS_NAMES = {"l1": "L1", "mse": "squared error", "psnr": "PSNR loss", "psnr_y": "PSNR loss, half of it on luma"}
+
+
+DATA_OPTION = '--set \'data.folders=["BSDS500/train", "BSDS500/test"]\''
+
+
+def folder_of(info: Mapping[str, Any]) -> Path:
+    """Where a model is bundled."""
+    return ASSETS / "autoencoders" if info["architecture"] == "autoencoder" else ASSETS
+
+
+def published_as(name: str) -> str:
+    """The config that trains a bundled model."""
+    return {"autoencoder-tiny-x4": "aesop-autoencoder-tiny"}.get(name, name)
+
+
+def losses(config: Mapping[str, Any]) -> str:
+    """What was minimised, in words."""
+    if isinstance(config.get("loss"), str):
+        return LOSS_NAMES[config["loss"]]
+    if "gt_weight" in config:
+        return f"L1 on the picture x {config['gt_weight']:g} and on the bottleneck x {config['lq_weight']:g}"
+    return ", ".join(f"{name} x {table['weight']:g}" for name, table in config["losses"].items() if table)
 
 
 def card(name: str, info: Mapping[str, Any], logs: Sequence[Mapping[str, float]]) -> str:
     """The model card without results."""
     config, last = info["config"], logs[-1]
     scores = [(entry["step"], entry["psnr_y"]) for entry in logs if "psnr_y" in entry]
-    size = (ASSETS / f"{name}.safetensors").stat().st_size / 1e6
+    size = (folder_of(info) / f"{name}.safetensors").stat().st_size / 1e6
     run, model = config["run"], config["model"]
-    steps = (
-        f"{run['steps']} steps of {run['batch_size']} patches of {config['data']['gt_patch_px']} px, L1, {run['precision']}, "
-        f"EMA {run['ema_decay']}, seed {run['seed']}"
-    )
-    start = f"the weights of `{model['init']}`" if model["init"] else "random weights"
+    patches = f"{run['batch_size']} patches of {config['data']['gt_patch_px']} px"
+    steps = f"{run['steps']} steps of {patches}, {losses(config)}, {run['precision']}, EMA {run['ema_decay']}, seed {run['seed']}"
+    first = model["init"] or model.get("init_decoder", "")
+    start = f"the weights of `{first}`" if first else "random weights"
+    stages = [*BEFORE.get(name, ()), published_as(name)]
+    commands = [
+        f"alignsr train {stage} {DATA_OPTION}" + (f" --out runs/{stage}" if stage != stages[-1] else "") for stage in stages
+    ]
     lines = [
         f"# {name}",
         "",
@@ -47,14 +78,14 @@ def card(name: str, info: Mapping[str, Any], logs: Sequence[Mapping[str, float]]
         "| | |",
         "| --- | --- |",
         f"| network | `{info['architecture']}`, {json.dumps(info['options'])} |",
-        f"| scale | x{info['scale']} |",
-        f"| file | `{name}.safetensors`, {size:.1f} MB, {model['save_dtype']} |",
+        f"| scale | x{model['scale']} |",
+        f"| file | `{name}.safetensors`, {size:.1f} MB, {model.get('save_dtype', 'fp32')} |",
         f"| licence of the weights | {info['licence']} |",
         f"| data | {DATA}, {config['data']['holdout']} of them held out for validation. Set5 and Set14 were never used. |",
         f"| input | degradation `{config['data']['degradation']}`; the target is the plain photograph |",
         f"| training | from {start}; {steps}; {last['seconds'] / 60:.0f} minutes on one busy CPU core |",
-        f'| command | `alignsr train {name} --set \'data.folders=["BSDS500/train", "BSDS500/test"]\'` |',
-        f"| held-out PSNR-Y | {scores[-1][1]:.2f} dB at step {scores[-1][0]:.0f} |",
+        f"| command | {', then '.join(f'`{command}`' for command in commands)} |",
+        *([f"| held-out PSNR-Y | {scores[-1][1]:.2f} dB at step {scores[-1][0]:.0f} |"] if scores else []),
         "",
         f"![loss and held-out PSNR-Y over the training steps]({name}-curve.png)",
         "",
@@ -92,10 +123,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in options.runs:
         (weights,) = [path for path in folder.glob("*.safetensors") if not path.name.startswith("state-")]
         name = weights.stem
-        shutil.copyfile(weights, ASSETS / weights.name)
-        shutil.copyfile(folder / "curve.png", ASSETS / f"{name}-curve.png")
+        target = folder_of(read_info(weights))
+        target.mkdir(exist_ok=True)
+        shutil.copyfile(weights, target / weights.name)
+        shutil.copyfile(folder / "curve.png", target / f"{name}-curve.png")
         logs = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        (ASSETS / f"{name}.md").write_text(card(name, read_info(weights), logs), encoding="utf-8")
+        (target / f"{name}.md").write_text(card(name, read_info(weights), logs), encoding="utf-8")
     if options.results:
         measured = json.loads(options.results.read_text(encoding="utf-8"))
         for path in ASSETS.glob("*.md"):
