@@ -154,7 +154,7 @@ class Server:
 
     # life
 
-    def start(self, timeout_s: float = 120) -> "Server":
+    def start(self, timeout_s: float = 300) -> "Server":
         python = os.environ.get("COMFYUI_PYTHON") or sys.executable
         checkout = str(Path(os.environ["COMFYUI_PATH"]).expanduser().resolve())
         port = self.url.rpartition(":")[2]
