@@ -25,7 +25,7 @@ def _to_image(figure: Any) -> Image.Image:
 
 
 def curves(series: Mapping[str, Points], *, x_label: str, title: str, y_label: str = "", log_y: bool = False) -> Image.Image:
-    """Lines over a common x axis; series on a scale more than 20 times the first's get the right-hand axis.
+    """Lines over a common x axis; series far above the first, or 20 times as large, get the right-hand axis.
 
     Series of more than 60 points are drawn pale with their moving mean on top; a single point is written out as a number. Equal
     series share one line and one label. The ticks of x are whole where x is.
@@ -53,11 +53,11 @@ def curves(series: Mapping[str, Points], *, x_label: str, title: str, y_label: s
             merged[name] = points
         else:
             merged = {f"{other}, {name}" if other == twin else other: known for other, known in merged.items()}
-    typical = _largest(next(iter(merged.values())))
+    first = next(iter(merged.values()))
     right = None
     for index, (name, points) in enumerate(merged.items()):
         target = axes
-        if _largest(points) > 20 * typical:
+        if _is_elsewhere(points, first):
             right = right or axes.twinx()
             target, name = right, f"{name} (right axis)"
         xs, ys = [x for x, _ in points], [y for _, y in points]
@@ -86,6 +86,13 @@ def curves(series: Mapping[str, Points], *, x_label: str, title: str, y_label: s
             panel.ticklabel_format(axis="y", useOffset=False)
     figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     return _to_image(figure)
+
+
+def _is_elsewhere(points: Points, first: Points) -> bool:
+    """Whether one axis for both would flatten one of them."""
+    low, high = min(y for _, y in first), max(y for _, y in first)
+    gap = min(y for _, y in points) - high
+    return _largest(points) > 20 * _largest(first) or gap > 5 * (high - low) > 0
 
 
 def _whole_ticks(axes: Any, xs: set[float]) -> None:

@@ -245,7 +245,13 @@ class Loop:
         return bool(every) and (step % every == 0 or step == self.run.steps)
 
     def note(self, **values: float) -> None:
-        """Add figures (a validation score, say) to the step's log."""
+        """Add figures (a validation score, say) to the step's log.
+
+        Raises:
+            ValueError: a loss term of this step has the name; one of the two would be lost.
+        """
+        if taken := self._sums.keys() & values.keys():
+            raise ValueError(f"values: expected names that no loss term has, got {', '.join(sorted(taken))}; rename one of them")
         self._sums |= values
         self._noted = True
 

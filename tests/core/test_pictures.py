@@ -167,3 +167,14 @@ def test_thumbnail_has_the_size_and_the_middle():
     image.paste((0, 0, 255), (100, 0, 200, 100))
     small = thumbnail(image, 60, 60)
     assert small.size == (60, 60) and small.getpixel((30, 30)) == (0, 0, 255)
+
+
+def test_a_score_far_above_a_negative_loss_gets_its_own_axis():
+    """Otherwise both are flat lines: a PSNR loss is near -22 where the score is near +24."""
+    from alignsr.core.plots import _is_elsewhere
+
+    loss = [(0, -21.0), (50, -22.5), (100, -23.0)]
+    assert _is_elsewhere([(50, 23.8), (100, 23.9)], loss)
+    assert not _is_elsewhere([(50, -21.5), (100, -22.9)], loss)
+    assert _is_elsewhere([(50, 31.0)], [(0, 0.04), (50, 0.03)])
+    assert not _is_elsewhere([(50, 0.05)], [(50, 0.04)])

@@ -132,6 +132,7 @@ def train(
         if config.run.validate_every:
             data.check_held_out(minimum_px=16)
 
+        term = config.loss if config.loss in ("l1", "mse") else f"{config.loss}_loss"  # psnr_y is what validation measures
         # closing: an error below reaches the loop at once, which keeps what is done
         with loop.prefetch(data, config.data.workers) as feed, closing(loop.steps()) as steps:
             for _ in steps:
@@ -139,7 +140,7 @@ def train(
                     with loop.autocast():
                         sr = forward(backbone, network, batch.lq, config.model.scale)
                     error = LOSSES[config.loss](sr, batch.gt)
-                    loop.backward("network", LossTerms({config.loss: error}), batch.names)
+                    loop.backward("network", LossTerms({term: error}), batch.names)
                 loop.update("network")
                 if loop.is_main and data.held_out and loop.is_due(config.run.validate_every):
                     loop.note(psnr_y=validate(backbone, loop.averaged("network"), data, config, loop.device))
