@@ -30,6 +30,8 @@ BENCHMARKS = {
     "upscale": Benchmark("upscale.py", "megapixels per second of each bundled model"),
     "autoencoded-memory": Benchmark("autoencoded_memory.py", "what autograd keeps for AE(SR): plain torch beside lean networks"),
     "aesop-step": Benchmark("aesop_step.py", "memory and time of one AESOP training step beside the straightforward order"),
+    "pair-data": Benchmark("pair_data.py", "training pairs per second beside what a step needs"),
+    "fdl": Benchmark("fdl.py", "time and memory of the frequency distribution loss beside the published order of operations"),
     "bundled-models": Benchmark("bundled_models.py", "PSNR and SSIM of each bundled model against bicubic", "--data DIR"),
 }
 BENCHMARK_FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -51,7 +53,7 @@ def bench(
     """Run the benchmarks of the repository and print their tables."""
     if list_only:
         for known, item in BENCHMARKS.items():
-            typer.echo(f"{known:15} {item.about}" + (f" (needs -- {item.needs})" if item.needs else ""))
+            typer.echo(f"{known:18} {item.about}" + (f" (needs -- {item.needs})" if item.needs else ""))
         return
     chosen = _choose(name)
     report: dict[str, Any] = {}
