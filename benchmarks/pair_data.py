@@ -3,7 +3,7 @@
 python benchmarks/pair_data.py [--config aesop-rrdb-128] [--batch 16] [--workers 0 1 2] [--pictures 4] [--side 2040]
     [--step-batch 1] [--device cpu] [--json FILE]
 
-Pictures have the size of DIV2K's and are made from photographs of scikit-image; both sides are timed in the same run. A first look
+Pictures have the size of DIV2K's, made from photographs of scikit-image; both sides are timed in the same run. A first look
 decodes a picture and makes its low-resolution partner; samples are then crops of the decoded files. The need is in samples per
 second, so the step may be timed at a smaller batch than it is trained with. On a CPU the step is timed without a warm-up.
 """

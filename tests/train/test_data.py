@@ -60,7 +60,7 @@ def test_pool_slides_once_per_step_and_is_the_same_from_any_start(pictures):
 
 
 def test_degraded_samples_keep_the_plain_ground_truth(pictures):
-    config = tiny("tiny-lite-real-x4", pictures, data__pool_size=0, data__augment=False).data
+    config = tiny("tiny-lite-real-x4", pictures, data__pool_size=0, data__augment=False, data__gt_scale_min=1.0).data
     data = PairData(config, 4, 0)
     batch = data.batch(0, 2)
     assert batch.lq.shape == (2, 3, 8, 8)
