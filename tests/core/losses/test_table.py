@@ -44,6 +44,7 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": LOSSES["l1"],
     "mse": LOSSES["mse"],
     "psnr": LOSSES["psnr"],
+    "psnr_y": LOSSES["psnr_y"],
     "low_pass": LOSSES["low_pass"],
     "aesop": partial(LOSSES["aesop"], autoencoder=Coder().eval()),
     "artifact": lambda sr, gt: LOSSES["artifact"](sr, gt, gt + 0.02),
@@ -60,7 +61,7 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "grid": partial(LOSSES["grid"], period=4),
 }
 ADVERSARIAL = {"relativistic", "plain", "ragan"}
-LEAST = {"psnr": -80.0} | dict.fromkeys(set(CALLS) - ADVERSARIAL - {"psnr"}, 0.0)
+LEAST = {"psnr": -80.0, "psnr_y": -80.0} | dict.fromkeys(set(CALLS) - ADVERSARIAL - {"psnr", "psnr_y"}, 0.0)
 OVER_THE_BATCH = {"relativistic", "ragan"}  # a sample's value depends on the others'
 
 entries = pytest.mark.parametrize("name", sorted(LOSSES))
