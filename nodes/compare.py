@@ -35,7 +35,7 @@ def _centres(text: str, width: int, height: int) -> list[tuple[int, int]]:
 
 
 TITLES = ("input (bicubic)", "restored", "ground truth")
-MORE = {2: "second", 3: "third", 4: "fourth"}  # inputs for results of other methods
+MORE = {"result_2": "second", "result_3": "third", "result_4": "fourth"}  # inputs for results of other methods
 
 
 class Compare:
@@ -89,7 +89,7 @@ class Compare:
                         "tooltip": "Where to zoom, in pixels of the result: x,y; x,y. Empty: chosen automatically.",
                     },
                 ),
-                **{f"result_{k}": ("IMAGE", {"tooltip": f"Result of a {nth} method, beside the first."}) for k, nth in MORE.items()},
+                **{name: ("IMAGE", {"tooltip": f"Result of a {nth} method, beside the first."}) for name, nth in MORE.items()},
             },
         }
 
@@ -108,8 +108,8 @@ class Compare:
         result_4: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, str]:
         sr = take(result, "result").rgb
-        others = {f"result_{k}": image for k, image in zip(MORE, (result_2, result_3, result_4), strict=True) if image is not None}
-        results = [sr, *(_like(sr, image, name) for name, image in others.items())]
+        others = zip(MORE, (result_2, result_3, result_4), strict=True)
+        results = [sr, *(_like(sr, image, name) for name, image in others if image is not None)]
         before = bicubic(match_batch(take(input, "input").rgb, sr.shape[0], "input"), (sr.shape[-2], sr.shape[-1])).clamp(0, 1)
         panels = [before, *results] if reference is None else [before, *results, _like(sr, reference, "reference")]
         titles = _titles(labels, len(panels), reference is not None)
@@ -140,7 +140,8 @@ def _titles(labels: str, count: int, has_reference: bool) -> list[str]:
     """One title per panel: input, results, ground truth."""
     titles = [title.strip() for title in labels.split(",")]
     if labels == ", ".join(TITLES):  # nobody gave any: number the results
-        titles = [*TITLES[:2], *(f"{TITLES[1]} {k}" for k in MORE)][: count - has_reference] + [TITLES[2]] * has_reference
+        numbered = [*TITLES[:2], *(f"{TITLES[1]} {k}" for k in range(2, 2 + len(MORE)))]
+        titles = numbered[: count - has_reference] + [TITLES[2]] * has_reference
     titles = titles[:count]
     if has_reference and len(titles) == count - 1:
         titles.append(TITLES[2])  # labels for the others, and the ground truth was connected later

@@ -163,7 +163,10 @@ class IQAReward:
                     "IMAGE",
                     {"tooltip": "Low-resolution input, for lr_psnr: how well the result agrees with what was given."},
                 ),
-                "names": ("STRING", {"forceInput": True, "tooltip": "Row titles: from Load Image Folder, or one line per picture of a batch."}),
+                "names": (
+                    "STRING",
+                    {"forceInput": True, "tooltip": "Row titles: from Load Image Folder, or one line per picture of a batch."},
+                ),
                 "weights": (
                     "STRING",
                     {

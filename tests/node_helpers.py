@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from alignsr.core.backbones import network, pixel
+from alignsr.core.networks.autoencoder import build_autoencoder
+from alignsr.core.networks.official import save_autoencoder
 from alignsr.core.weights import save_weights
 
 
@@ -21,6 +23,15 @@ def save_tiny_pixel(path: Path) -> Path:
     options = {"patch_px": 4, "width": 8, "heads": 2, "layers": 1, "mlp_ratio": 1.0, "conditioning_dim": 4, "start_sigma": 0.8}
     backbone = pixel.PixelBackbone(options, path.stem)
     return _save(path, backbone.network, {"backbone": "pixel", "architecture": "pixel", "options": backbone.options, "scale": 4})
+
+
+def save_tiny_autoencoder(path: Path) -> Path:
+    """A random auto-encoder for scale 4, as small as still lets colour through."""
+    options = {"features": 48, "blocks": 1, "growth": 4, "decoder_options": {"features": 8, "blocks": 1, "growth": 4}}
+    generator = torch.Generator().manual_seed(0)
+    state = build_autoencoder(options).state_dict()
+    state = {name: tensor + 0.02 * torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
+    return save_autoencoder(path, state, options, name=path.stem, licence="Apache-2.0")
 
 
 def _save(path: Path, module: torch.nn.Module, info: dict) -> Path:

@@ -3,22 +3,36 @@
 import importlib.util
 import json
 import re
+import sys
 
 import pytest
-from node_helpers import picture, save_tiny_network, save_tiny_pixel
+from node_helpers import picture, save_tiny_autoencoder, save_tiny_network, save_tiny_pixel
 from PIL import Image
 from train_helpers import make_pictures
+from workflow_helpers import TINY_TRAINERS, three_stages, tiny_sets
 
 from alignsr.core import weights
-from alignsr.core.image_files import to_pil
+from alignsr.core.image_files import read_image, to_pil
+from alignsr.core.resize import bicubic
 from alignsr.nodes.host import LocalHost, use_host
 from alignsr.runner import default_display_names, default_node_classes, load_workflow, run_workflow
 from alignsr.runner.convert import convert
+from alignsr.train.config import from_mapping
+from alignsr.train.losses import LossesConfig
+from alignsr.train.recipes import load_config
 from paths import ROOT
 
 FOLDER = ROOT / "workflows"
-NAMES = ("degrade-restore-score", "train-small-network", "upscale-folder", "upscale-image")
+NAMES = (
+    *("aesop-ablation", "degrade-restore-score", "evaluate-folders", "pretrain-aesop-autoencoder", "train-aesop"),
+    *("train-aesop-real-world", "train-small-network", "upscale-folder", "upscale-image", "upscale-with-aesop"),
+    "view-autoencoder",
+)
 SMALL = {
+    **{name: tiny_sets(name) for name in TINY_TRAINERS},
+    "evaluate-folders": ["2.metrics=psnr_y, lr_psnr, ae_psnr"],
+    "upscale-with-aesop": ["5.panel_px=100"],
+    "view-autoencoder": [],
     "upscale-image": ["5.panel_px=100"],
     "upscale-folder": [],
     "degrade-restore-score": ["6.panel_px=100"],
@@ -30,9 +44,14 @@ SMALL = {
 
 
 def load_script():
-    spec = importlib.util.spec_from_file_location("make_workflows", ROOT / "scripts" / "make_workflows.py")
+    scripts = ROOT / "scripts"
+    spec = importlib.util.spec_from_file_location("make_workflows", scripts / "make_workflows.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(scripts))  # a script finds its neighbours
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(scripts))
     return module
 
 
@@ -45,7 +64,10 @@ def inputs(tmp_path_factory):
     to_pil(picture(1, 9, 7).movedim(-1, 1)).save(folder / "photos" / "grey_or_not.png")
     to_pil(picture(1, 6, 11, 4).movedim(-1, 1)).save(folder / "photos" / "sub" / "alpha.png")
     (folder / "photos" / "broken.png").write_bytes(b"no picture")
-    make_pictures(folder / "training-pictures")
+    for name in ("training-pictures", "Set14", "results/Set14-LDL", "results/Set14-AESOP"):
+        make_pictures(folder / name)
+    for path in (folder / "results" / "Set14-LDL").iterdir():
+        Image.open(path).point(lambda value: value // 2).save(path)
     return folder
 
 
@@ -56,6 +78,7 @@ def tiny(inputs, tmp_path, monkeypatch):
     for name in ("lite-x4", "lite-real-x4"):
         save_tiny_network(assets / f"{name}.safetensors")
     save_tiny_pixel(assets / "pixel-x4.safetensors")
+    save_tiny_autoencoder(assets / "autoencoders" / "autoencoder-tiny-x4.safetensors")
     monkeypatch.setattr(weights, "ASSETS", assets)
     host = LocalHost(output_dir=tmp_path / "out", input_dirs=[inputs], models_dirs=[tmp_path / "models"])
     with use_host(host):
@@ -121,8 +144,95 @@ def test_saved_settings_are_those_of_the_bundled_models(tiny):
     assert (train["config"], train["overrides"], train["resume"]) == ("lite-x4", "", True)
 
 
-@pytest.mark.parametrize("form", ["ui", "api"])
-@pytest.mark.parametrize("name", NAMES)
+TRAINED = {  # workflow -> training node -> the published config whose losses it must repeat
+    "train-aesop": {"6": "aesop-rrdb-128"},
+    "train-aesop-real-world": {"5": "aesop-real"},
+    "aesop-ablation": {
+        "30": "ldl-rrdb-128",
+        "31": "aesop-ablation-bicubic",
+        "32": "aesop-ablation-no-lr-term",
+        "33": "aesop-rrdb-128",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "node_id", "config"), [(name, *item) for name, nodes in TRAINED.items() for item in nodes.items()]
+)
+def test_saved_losses_are_those_of_the_paper(name, node_id, config, tiny):
+    """A graph's chain of losses says what the config of its trainer says, the auto-encoder's file apart."""
+    graph = load_workflow(FOLDER / f"{name}.json")[0]
+    trainer = graph[node_id]["inputs"]
+    settings = load_config(config)[1]
+    assert trainer["config"] == config and trainer["overrides"] == "run.accumulation_steps=4"
+    assert settings.run.accumulation_steps == 1, "published for four processes"
+    chain = from_mapping(LossesConfig, chain_of(graph, trainer["loss"]))
+    assert {loss: weight for loss, weight in chain.weights().items()} == settings.losses.weights()
+    for loss in chain.weights():
+        ours, published = getattr(chain, loss), getattr(settings.losses, loss)
+        if loss == "aesop":
+            assert (ours.power, ours.precision) == (published.power, published.precision)
+        elif loss == "perceptual":
+            assert ours.used_layers() == published.used_layers() and ours.target == published.target
+        else:
+            assert ours == published
+
+
+def chain_of(graph, link):
+    """What the loss nodes before a trainer give together."""
+    classes = default_node_classes()
+    inputs = dict(graph[link[0]]["inputs"])
+    if "autoencoder" in inputs:
+        inputs["autoencoder"] = type("Loaded", (), {"source": "some-file"})
+    if "loss" in inputs:
+        inputs["loss"] = chain_of(graph, inputs["loss"])
+    node = classes[graph[link[0]]["class_type"]]
+    return getattr(node(), node.FUNCTION)(**inputs)[0]
+
+
+def test_the_ablation_differs_in_nothing_but_the_loss():
+    graph = load_workflow(FOLDER / "aesop-ablation.json")[0]
+    nodes = {node_id: node["inputs"] for node_id, node in graph.items()}
+    encoders = {"11": "aesop-autoencoder-bicubic", "12": "aesop-autoencoder-no-lr-term", "13": "aesop-autoencoder"}
+    assert {node_id: nodes[node_id]["config"] for node_id in encoders} == encoders
+    assert [nodes[f"2{m}"]["autoencoder"] for m in (1, 2, 3)] == [[f"1{m}", 1] for m in (1, 2, 3)]
+    assert len({json.dumps(nodes[f"2{m}"]["loss"]) for m in range(4)}) == 1
+    assert len({(nodes[f"3{m}"]["data_folder"], nodes[f"3{m}"]["overrides"]) for m in range(4)}) == 1
+    assert len({nodes[f"3{m}"]["out_name"] for m in range(4)}) == 4
+    generators = [load_config(nodes[f"3{m}"]["config"])[1] for m in range(4)]
+    for part in ("model", "discriminator", "data", "optimizer", "schedule", "run"):
+        assert len({repr(getattr(config, part)) for config in generators}) == 1, part
+
+
+def test_templates_of_aesop_name_only_what_is_bundled():
+    """They open without a missing model where no file of the paper is."""
+    for name in NAMES:
+        for node in load_workflow(FOLDER / f"{name}.json")[0].values():
+            model = node["inputs"].get("model_name")
+            known = weights.bundled_autoencoders() if "AutoEncoder" in node["class_type"] else weights.bundled_models()
+            assert model is None or model in known
+
+
+TWICE = [name for name in NAMES if name not in TINY_TRAINERS]  # the two forms are equal by the tests above; training takes time
+
+
+def test_three_stages_in_one_graph(tiny, tmp_path):
+    """The two training templates joined: auto-encoder -> network by its loss -> upscaled picture."""
+    graph = three_stages(*(read(FOLDER / "api" / f"{name}.json") for name in ("pretrain-aesop-autoencoder", "train-aesop")))
+    path = tmp_path / "three-stages.json"
+    path.write_text(json.dumps(graph), encoding="utf-8")
+    result = run_workflow(path, out_dir=tmp_path / "out", quiet=True, host=tiny)
+    (autoencoder,) = (tmp_path / "out").rglob("my-aesop-autoencoder.safetensors")
+    (network,) = (tmp_path / "out").rglob("my-aesop-rrdb.safetensors")
+    assert weights.read_info(network)["config"]["losses"]["aesop"]["autoencoder"] == str(autoencoder)
+    assert result.outputs["t13"]["text"] == [str(network)]
+    sr = read_image(tmp_path / "out" / "alignsr" / "my-aesop-rrdb_00001_.png").pixels
+    assert sr.shape == (1, 3, 72 * 4, 68 * 4) and sr.std() > 0.05
+    before = read_image(tiny.find_input("example.png")).pixels
+    assert (bicubic(sr, (72, 68)) - before).abs().mean() < 0.1, "not the picture that went in"
+
+
+@pytest.mark.parametrize(("name", "form"), [(name, "api") for name in NAMES] + [(name, "ui") for name in TWICE])
 def test_runs_headless(name, form, tiny, tmp_path):
     path = FOLDER / f"{name}.json" if form == "ui" else FOLDER / "api" / f"{name}.json"
     result = run_workflow(path, sets=SMALL[name], out_dir=tmp_path / "out", quiet=True, host=tiny)
@@ -141,6 +251,32 @@ def test_runs_headless(name, form, tiny, tmp_path):
         assert set(record["scores"]["mean"]) == {"psnr_y", "ssim_y", "lsd", "lr_psnr"}
         assert record["degradation"][0][0]["config"] == "realesrgan" and record["restoration"][0]["backbone"] == "lite-real-x4"
         assert len(record["pictures"]) == 2
-    else:
+    elif name == "train-small-network":
         assert any(file.endswith("curve.png") for file in written) and "alignsr/my-lite-x4_00001_.png" in written
         assert any(file.name == "my-lite-x4.safetensors" for file in (tmp_path / "out").rglob("*"))
+    else:
+        check_aesop(name, result, written, tmp_path / "out")
+
+
+def check_aesop(name, result, written, out):
+    trained = {file.stem: weights.read_info(file) for file in out.rglob("*.safetensors") if not file.stem.startswith("state")}
+    if name == "evaluate-folders":
+        (record,) = [read(file) for file in result.files if file.suffix == ".json"]
+        ldl, aesop = record["scores"]["methods"]
+        assert (ldl["title"], aesop["title"]) == ("LDL", "AESOP") and ldl["mean"]["psnr_y"] < aesop["mean"]["psnr_y"]
+        assert "published" in result.outputs["4"]["text"][0] and "AE-PSNR" in result.outputs["4"]["text"][0]
+    elif name == "upscale-with-aesop":
+        assert written == {"alignsr/aesop_00001_.png"} and '"scale": 4' in result.outputs["7"]["text"][0]
+    elif name == "view-autoencoder":
+        assert json.loads(result.outputs["6"]["text"][0])[0].keys() == {"psnr_y", "high_frequency_kept", "out_of_range"}
+    elif name == "aesop-ablation":
+        wanted = {"ablation-ldl", *(f"ablation-{m}{end}" for m in "abc" for end in ("", "-autoencoder"))}
+        assert wanted <= trained.keys()
+        record = read(out / "alignsr" / "aesop-ablation_00001_.json")
+        rows = [image["name"] for image in record["scores"]["images"]]
+        assert rows == ["LDL", "(a) bicubic encoder", "(b) no LR term", "(c) AESOP"]
+    else:
+        name_of = {"pretrain-aesop-autoencoder": "my-aesop-autoencoder", "train-aesop": "my-aesop-rrdb"}
+        info = trained[name_of.get(name, "my-aesop-real")]
+        assert info["step"] == info["config"]["run"]["steps"] == 1
+        assert any(file.endswith("curve.png") for file in written)

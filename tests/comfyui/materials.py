@@ -21,7 +21,7 @@ def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
 
 
 def write_pictures(folder: Path) -> None:
-    """`example.png` (ComfyUI brings one of this name), others of every kind, and a folder `photos` of three."""
+    """`example.png` (ComfyUI brings one of this name), others of every kind, and folders: `photos` of three, and `dimmed`."""
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture(96, 64)).save(folder / "example.png")
     Image.fromarray(picture(48, 40)).save(folder / "colour.png")
@@ -32,8 +32,12 @@ def write_pictures(folder: Path) -> None:
     rgba.save(folder / "alpha.png")
     photos = folder / "photos"
     photos.mkdir(exist_ok=True)
+    dimmed = folder / "dimmed"
+    dimmed.mkdir(exist_ok=True)
     for seed in range(3):
-        Image.fromarray(picture(128, 112, 10 + seed)).save(photos / f"photo{seed}.png")
+        pixels = picture(128, 112, 10 + seed)
+        Image.fromarray(pixels).save(photos / f"photo{seed}.png")
+        Image.fromarray(pixels // 2).save(dimmed / f"photo{seed}.png")
 
 
 def write_model(folder: Path, name: str) -> str:

@@ -19,6 +19,10 @@ COMPARABLE = ("IMAGE", "MASK", "STRING", "FLOAT", "INT", "LOSS_MAP")
 DIFFERS = {  # outputs that must differ between two runs
     ("AlignSRTrainSRNetwork", 0): "a path in the output folder",
     ("AlignSRTrainSRNetwork", 3): "seconds",
+    ("AlignSRTrainAutoEncoder", 0): "a path in the output folder",
+    ("AlignSRTrainAutoEncoder", 3): "seconds",
+    ("AlignSRTrainPerceptualSR", 0): "a path in the output folder",
+    ("AlignSRTrainPerceptualSR", 3): "seconds",
     ("AlignSRSaveReport", 0): "a path in the output folder",
 }
 

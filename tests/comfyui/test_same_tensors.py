@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
+from workflow_helpers import TINY_TRAINERS, three_stages, tiny_inputs
 
-from comfyui.runner import differences, run_locally, with_dumps
+from comfyui.runner import differences, run_locally, tensor_differences, with_dumps
 from comfyui.server import Server, node
 from paths import ROOT
 
@@ -15,6 +17,10 @@ pytestmark = pytest.mark.comfyui
 
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json"))
 SMALL: dict[str, dict[str, dict[str, Any]]] = {  # workflow -> node id -> inputs; the saved ones hold settings for real work
+    **{name: tiny_inputs(name, "photos") for name in TINY_TRAINERS},
+    "evaluate-folders": {
+        "2": {"sr": "same = photos\ndim = dimmed", "gt": "photos", "metrics": "psnr_y, ssim_y, ae_psnr, lr_psnr, lsd"},
+    },
     "degrade-restore-score": {"1": {"image": "wide.png"}},
     "train-small-network": {
         "1": {"config": "tiny-lite-x4", "data_folder": "photos", "overrides": "run.steps=4"},
@@ -22,6 +28,8 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {  # workflow -> node id -> inputs
     },
     "upscale-folder": {"1": {"folder": "photos"}},
     "upscale-image": {"1": {"image": "colour.png"}},
+    "upscale-with-aesop": {"1": {"image": "colour.png"}},
+    "view-autoencoder": {},
 }
 
 
@@ -44,6 +52,19 @@ def test_bundled_workflow(server: Server, tmp_path: Path, name: str) -> None:
         assert inputs.keys() <= prompt[node_id]["inputs"].keys()
         prompt[node_id]["inputs"] |= inputs
     assert compare(prompt, server, tmp_path) == []
+
+
+def test_three_stages_of_aesop_in_one_graph(server: Server, tmp_path: Path) -> None:
+    """Train the auto-encoder, train a network by its loss, upscale a picture: the two templates joined, as a user would."""
+    saved = (ROOT / "workflows" / "api" / f"{name}.json" for name in ("pretrain-aesop-autoencoder", "train-aesop"))
+    prompt = three_stages(*(json.loads(path.read_text(encoding="utf-8")) for path in saved), data_folder="photos")
+    assert compare(prompt, server, tmp_path) == []
+    for name in ("my-aesop-autoencoder", "my-aesop-rrdb"):
+        (there,) = (server.base / "output" / "alignsr" / "training").rglob(f"{name}.safetensors")
+        (here,) = (tmp_path / "output" / "alignsr" / "training").rglob(f"{name}.safetensors")
+        assert tensor_differences(name, load_file(there), load_file(here)) == []
+    upscaled = load_file(tmp_path / "server" / "t8_0.safetensors")
+    assert next(iter(upscaled.values())).shape == (1, 256, 384, 3)
 
 
 def test_degrade_restore_score_and_compare(server: Server, tmp_path: Path) -> None:

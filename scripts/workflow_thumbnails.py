@@ -1,0 +1,233 @@
+"""Thumbnails of the shipped workflows: each is run on small free pictures, and what it showed becomes its picture."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+from workflow_graphs import ABLATION, EXAMPLE
+
+from alignsr.core.pictures import contact_sheet, thumbnail
+from alignsr.core.weights import write_atomic
+from alignsr.nodes.host import LocalHost
+from alignsr.runner import run_workflow
+
+API = Path(__file__).resolve().parent.parent / "workflows" / "api"
+THUMBNAIL_PX = (512, 384)
+PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
+
+
+def lines(*overrides: str) -> str:
+    return "\n".join(overrides)
+
+
+FAST = lines(  # a network that learns something in half a minute
+    "run.steps=500",
+    "run.log_every=1",
+    "run.validate_every=50",
+    "run.ema_decay=0.98",
+    "run.precision='fp32'",
+    "data.gt_patch_px=96",
+    "data.holdout=1",
+    "model.options={ features = 24, blocks = 2 }",
+    "optimizer.learning_rate=1e-3",
+    "schedule.warmup_steps=20",
+)
+SHORT = lines(
+    "run.log_every=1",
+    "run.preview_every=1000",
+    "run.checkpoint_every=1000",
+    "run.validate_every=0",
+    "run.export_every=0",
+    "run.precision='fp32'",
+    "run.batch_size=2",
+    "data.gt_patch_px=64",
+    "data.subimage_px=0",
+    "data.subimage_step_px=0",
+    "data.decoded_cache=''",
+    "data.workers=0",
+    "data.holdout=0",
+)
+# a network of the bundled size, from the bundled weights, with a small opponent
+SHORT_GAN = """
+recipe = "perceptual_gan"
+[model]
+init = "lite-x4"
+[discriminator]
+features = 16
+[discriminator.optimizer]
+learning_rate = 2e-4
+[optimizer]
+learning_rate = 2e-4
+[run]
+steps = 80
+ema_decay = 0.95
+"""
+
+
+def write_thumbnails(folder: Path, names: Sequence[str]) -> None:
+    """Run these workflows and write `<name>.jpg` into `folder`.
+
+    Args:
+        folder: where the templates lie.
+        names: keys of SHEETS.
+    """
+    for workflow in names:
+        with tempfile.TemporaryDirectory() as name:
+            root = Path(name)
+            _materials(root / "input")
+            picture = _on_paper(SHEETS[workflow](root))
+        write_atomic(folder / f"{workflow}.jpg", lambda part, picture=picture: picture.save(part, format="JPEG", quality=88))
+
+
+def photo(name: str, box: tuple[int, int, int, int] | None = None) -> Image.Image:
+    """One of scikit-image's pictures: astronaut, rocket (public domain), coffee and chelsea (CC0)."""
+    from skimage import data
+
+    picture = Image.fromarray(getattr(data, name)())
+    return picture.crop(box) if box else picture
+
+
+def portrait() -> Image.Image:
+    return photo("astronaut", (120, 0, 376, 192))
+
+
+def quarter(picture: Image.Image) -> Image.Image:
+    return picture.resize((picture.width // 4, picture.height // 4), Image.Resampling.BICUBIC)
+
+
+def _materials(inputs: Path) -> None:
+    """What the workflows name: an example, photos, and folders to train on."""
+    for sub in ("photos", "training-pictures", "DF2K", "DF2K-OST"):
+        (inputs / sub).mkdir(parents=True)
+    portrait().resize((128, 96), Image.Resampling.BICUBIC).save(inputs / EXAMPLE)
+    for title in PHOTOS:
+        whole = photo(title)
+        quarter(whole).save(inputs / "photos" / f"{title}.png")
+        for sub in ("training-pictures", "DF2K", "DF2K-OST"):
+            whole.save(inputs / sub / f"{title}.png")
+
+
+def _run(workflow: str, root: Path, sets: list[str], shown: str) -> Image.Image:
+    """The first picture that node `shown` gave."""
+    host = LocalHost(output_dir=root / workflow, input_dirs=[root / "input"])
+    result = run_workflow(API / f"{workflow}.json", sets=sets, out_dir=root / workflow, quiet=True, host=host)
+    entry = result.outputs[shown]["images"][0]
+    base = host.temp_dir() if entry["type"] == "temp" else host.output_dir()
+    with Image.open(base / entry["subfolder"] / entry["filename"]) as opened:
+        return opened.convert("RGB")
+
+
+def _zoom(node: str, x: int, y: int, side: int) -> list[str]:
+    return [f"{node}.crop_centers={x},{y}", f"{node}.crop_px={side}", f"{node}.panel_px=240"]
+
+
+def upscale_folder(root: Path) -> Image.Image:
+    _run("upscale-folder", root, [], "4")
+    pictures = {path.stem.removesuffix("_00001_"): Image.open(path) for path in sorted((root / "upscale-folder").glob("*.png"))}
+    return contact_sheet(pictures, columns=2, cell_px=240)
+
+
+def degrade_restore_score(root: Path) -> Image.Image:
+    portrait().save(root / "input" / EXAMPLE)
+    return _run("degrade-restore-score", root, _zoom("6", 103, 95, 60), "8")
+
+
+def train_aesop(root: Path) -> Image.Image:
+    no_vgg = "4.weight=0"  # its file is not among the free materials
+    sets = [no_vgg, "5.weight=0.02", f"6.config={SHORT_GAN}", f"6.overrides={SHORT}"]
+    return _run("train-aesop", root, sets, "12")
+
+
+def train_aesop_real_world(root: Path) -> Image.Image:
+    portrait().save(root / "input" / EXAMPLE)
+    own = lines(
+        SHORT,
+        "model.init='lite-real-x4'",
+        "data.degradation='aesop_realworld'",
+        "data.pool_size=8",
+        "data.pool_refresh=1",
+        "data.pool_patch_px=64",
+    )
+    sets = ["3.weight=0", "4.weight=0.02", f"5.config={SHORT_GAN}", f"5.overrides={own}", *_zoom("9", 103, 95, 60)]
+    return _run("train-aesop-real-world", root, sets, "10")
+
+
+def pretrain(root: Path) -> Image.Image:
+    sets = ["1.config=aesop-autoencoder-tiny", f"1.overrides={lines(SHORT, 'run.steps=120', 'schedule.warmup_steps=5')}"]
+    return _run("pretrain-aesop-autoencoder", root, sets, "6")
+
+
+def upscale_with_aesop(root: Path) -> Image.Image:
+    photo("coffee", (40, 60, 296, 252)).resize((128, 96), Image.Resampling.BICUBIC).save(root / "input" / EXAMPLE)
+    return _run("upscale-with-aesop", root, _zoom("5", 260, 150, 120), "6")
+
+
+def view_autoencoder(root: Path) -> Image.Image:
+    photo("chelsea", (96, 40, 352, 232)).save(root / "input" / EXAMPLE)
+    return _run("view-autoencoder", root, [], "4")
+
+
+def ablation(root: Path) -> Image.Image:
+    portrait().save(root / "input" / EXAMPLE)
+    sets = ["4.weight=0", "5.weight=0.02", *_zoom("60", 103, 95, 60)]
+    for m, (_, _, autoencoder, _) in enumerate(ABLATION):
+        sets += [f"3{m}.config={SHORT_GAN}", f"3{m}.overrides={lines(SHORT, 'run.steps=25')}"]
+        if autoencoder:
+            own = lines(SHORT, "run.steps=20", *ENCODERS[autoencoder])
+            sets += [f"1{m}.config=aesop-autoencoder-tiny", f"1{m}.overrides={own}"]
+    return _run("aesop-ablation", root, sets, "62")
+
+
+ENCODERS = {  # what sets the three auto-encoders apart
+    "aesop-autoencoder-bicubic": ("lq_weight=0.0", "model.options.encoder='bicubic'", "model.init_encoder='random'"),
+    "aesop-autoencoder-no-lr-term": ("lq_weight=0.0",),
+    "aesop-autoencoder": (),
+}
+
+
+def evaluate_folders(root: Path) -> Image.Image:
+    """Enlarged by interpolation and by bundled networks."""
+    inputs = root / "input"
+    for sub in ("Set14", "results/bicubic"):
+        (inputs / sub).mkdir(parents=True)
+    for path in sorted((inputs / "photos").iterdir()):
+        photo(path.stem).crop((0, 0, 256, 256)).save(inputs / "Set14" / path.name)
+        small = quarter(photo(path.stem).crop((0, 0, 256, 256)))
+        small.save(path)
+        small.resize((256, 256), Image.Resampling.BICUBIC).save(inputs / "results" / "bicubic" / path.name)
+    methods = ["bicubic = results/bicubic"]
+    for model in ("lite-x4", "pixel-x4"):
+        _run("upscale-folder", root, [f"2.model_name={model}"], "4")
+        target = inputs / "results" / model
+        (root / "upscale-folder").rename(target)
+        for file in target.glob("*_00001_.png"):
+            file.rename(file.with_name(file.name.replace("_00001_", "")))
+        methods.append(f"{model} = results/{model}")
+    sets = [f"2.sr={lines(*methods)}", "2.metrics=psnr_y, ssim_y, ae_psnr, lr_psnr, lsd", "2.published=none"]
+    return _run("evaluate-folders", root, sets, "3")
+
+
+SHEETS: dict[str, Callable[[Path], Image.Image]] = {
+    "upscale-image": lambda root: _run("upscale-image", root, _zoom("5", 205, 190, 120), "6"),
+    "upscale-folder": upscale_folder,
+    "degrade-restore-score": degrade_restore_score,
+    "train-small-network": lambda root: _run("train-small-network", root, [f"1.overrides={FAST}"], "5"),
+    "pretrain-aesop-autoencoder": pretrain,
+    "train-aesop": train_aesop,
+    "train-aesop-real-world": train_aesop_real_world,
+    "upscale-with-aesop": upscale_with_aesop,
+    "view-autoencoder": view_autoencoder,
+    "aesop-ablation": ablation,
+    "evaluate-folders": evaluate_folders,
+}
+
+
+def _on_paper(sheet: Image.Image) -> Image.Image:
+    """The whole sheet inside a thumbnail on white."""
+    width, height = THUMBNAIL_PX
+    ratio = min(width / sheet.width, height / sheet.height)
+    fitted = sheet.resize((round(sheet.width * ratio), round(sheet.height * ratio)), Image.Resampling.LANCZOS)
+    page = Image.new("RGB", THUMBNAIL_PX, (255, 255, 255))
+    page.paste(fitted, ((width - fitted.width) // 2, (height - fitted.height) // 2))
+    return thumbnail(page, width, height)

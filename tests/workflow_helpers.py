@@ -1,0 +1,76 @@
+"""The AESOP workflows made small, and joined: for the runner's tests and for those in a real server."""
+
+import json
+from typing import Any
+
+SHORT = "run.preview_every=1000\nrun.validate_every=0\ndata.holdout=0\ndata.workers=0"
+TINY_TRAINERS: dict[str, dict[str, str]] = {  # workflow -> training node -> its tiny config
+    "pretrain-aesop-autoencoder": {"1": "tiny-aesop-autoencoder"},
+    "train-aesop": {"6": "tiny-aesop-rrdb-128"},
+    "train-aesop-real-world": {"5": "tiny-aesop-real"},
+    "aesop-ablation": {
+        "11": "tiny-aesop-autoencoder-bicubic",
+        "12": "tiny-aesop-autoencoder-no-lr-term",
+        "13": "tiny-aesop-autoencoder",
+        "30": "tiny-ldl-rrdb-128",
+        "31": "tiny-aesop-ablation-bicubic",
+        "32": "tiny-aesop-ablation-no-lr-term",
+        "33": "tiny-aesop-rrdb-128",
+    },
+}
+STAGES = {  # a network that starts as interpolation, so that the last picture is the first one, enlarged
+    "pretrain-aesop-autoencoder": {"1": {"config": "tiny-aesop-autoencoder-tiny", "overrides": f"{SHORT}\nrun.steps=2"}},
+    "train-aesop": {
+        "4": {"vgg": "random"},
+        "6": {
+            "overrides": SHORT,
+            "config": """
+recipe = "perceptual_gan"
+[model]
+architecture = "lite"
+options = { features = 8, blocks = 1 }
+[discriminator]
+features = 4
+[data]
+gt_patch_px = 32
+[run]
+steps = 2
+batch_size = 2
+log_every = 1
+""",
+        },
+    },
+}
+VGG = {"train-aesop": "4", "train-aesop-real-world": "3", "aesop-ablation": "4"}  # the node with VGG19
+
+
+def tiny_inputs(workflow: str, data_folder: str = "training-pictures") -> dict[str, dict[str, Any]]:
+    """Node id -> inputs that make a training workflow one step of tiny networks on tiny pictures."""
+    nodes: dict[str, dict[str, Any]] = {
+        node_id: {"config": config, "overrides": SHORT, "data_folder": data_folder}
+        for node_id, config in TINY_TRAINERS[workflow].items()
+    }
+    return nodes | ({VGG[workflow]: {"vgg": "random"}} if workflow in VGG else {})
+
+
+def tiny_sets(workflow: str) -> list[str]:
+    """The same as `--set` takes it."""
+    return [f"{node_id}.{key}={value}" for node_id, inputs in tiny_inputs(workflow).items() for key, value in inputs.items()]
+
+
+def three_stages(pretrain: dict[str, Any], train: dict[str, Any], data_folder: str = "training-pictures") -> dict[str, Any]:
+    """Both saved graphs in one, tiny: the second learns from the auto-encoder that the first trains, and upscales a picture."""
+    joined: dict[str, Any] = {}
+    for prefix, name, graph in (("p", "pretrain-aesop-autoencoder", pretrain), ("t", "train-aesop", train)):
+        copy = json.loads(json.dumps(graph))
+        for node_id, inputs in STAGES[name].items():
+            given = inputs | ({"data_folder": data_folder} if "config" in inputs else {})
+            assert given.keys() <= copy[node_id]["inputs"].keys()
+            copy[node_id]["inputs"] |= given
+        for node_id, entry in copy.items():
+            links = {key: [prefix + value[0], value[1]] for key, value in entry["inputs"].items() if isinstance(value, list)}
+            joined[prefix + node_id] = entry | {"inputs": entry["inputs"] | links}
+    loader = next(node_id for node_id, entry in joined.items() if entry["class_type"] == "AlignSRAESOPAutoEncoder")
+    trainer = next(node_id for node_id, entry in joined.items() if entry["class_type"] == "AlignSRTrainAutoEncoder")
+    joined[loader]["inputs"]["path"] = [trainer, 0]
+    return joined
