@@ -131,16 +131,15 @@ def start_as_average(autoencoder: AutoEncoder) -> None:
     if autoencoder.encoder_kind != "learned":
         raise ValueError("autoencoder: expected a learned encoder, got a bicubic one; it has nothing to start")
     cells = autoencoder.scale**2
-    first, second = autoencoder.conv_first
-    to_features, to_rgb = autoencoder.conv_last
-    for layer in (first, second, to_features, to_rgb):
+    layers = [layer for layer in (*autoencoder.conv_first, *autoencoder.conv_last) if isinstance(layer, nn.Conv2d)]
+    for layer in layers:
         layer.weight *= 0.05  # the random part stays as a small disturbance, so that units differ
-    for layer in (first, second, to_features):
-        for channel in range(min(layer.weight.shape[:2])):
+    for layer in layers[:-1]:
+        for channel in range(min(layer.weight.shape[0], layer.weight.shape[1])):
             layer.weight[channel, channel, 1, 1] += 1
     for colour in range(3):
         # every RRDB begins near 1.2 x: its dense blocks near the identity, added to its input with the weight 0.2
-        to_rgb.weight[colour, colour * cells : (colour + 1) * cells, 1, 1] += 1 / (cells * 1.2 ** len(autoencoder.body))
+        layers[-1].weight[colour, colour * cells : (colour + 1) * cells, 1, 1] += 1 / (cells * 1.2 ** len(autoencoder.body))
 
 
 def unshuffle_by_twos(x: Tensor, scale: int) -> Tensor:
