@@ -141,6 +141,9 @@ def build(variant: Variant, options: argparse.Namespace) -> Parts:
         stack.autoencoder = stack.features = None
     gt = photographs(options.batch, options.patch)
     lq = imresize(gt, 0.25)
+    coder = stack.autoencoder if variant.is_lean else autoencoder
+    if options.autoencoder == "random" and isinstance(coder, AutoEncoder):
+        enliven(coder, gt.to(device))
     if variant.compiled:
         for module in (generator, critic, stack.autoencoder, stack.features):
             assert module is not None
@@ -149,6 +152,14 @@ def build(variant: Variant, options: argparse.Namespace) -> Parts:
     adam = [torch.optim.Adam(m.parameters(), 1e-4, (0.9, 0.99), fused=variant.is_lean or None) for m in (generator, critic)]
     gt, lq = (x.to(device).contiguous(memory_format=layout) for x in (gt, lq))
     return Parts(generator, average, critic, *adam, stack, autoencoder, features, lq, gt, half)
+
+
+@torch.no_grad()
+def enliven(network: AutoEncoder, gt: Tensor) -> None:
+    """Scale both last layers so that bottleneck and output vary as much as the picture: untrained, they are nearly constant."""
+    spread = gt.std((2, 3)).mean()
+    network.get_parameter("conv_last.1.weight").mul_(spread / network.encode(gt).std((2, 3)).mean())
+    network.get_parameter("decoder.conv_last.weight").mul_(spread / network(gt).std((2, 3)).mean())
 
 
 def unfolded_artifact_loss(sr: Tensor, gt: Tensor, sr_ema: Tensor) -> Tensor:
