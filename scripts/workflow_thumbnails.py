@@ -166,12 +166,12 @@ def upscale_with_aesop(root: Path) -> Image.Image:
 def view_autoencoder(root: Path) -> Image.Image:
     photo("chelsea", (96, 40, 352, 232)).save(root / "input" / EXAMPLE)
     sheet = _run("view-autoencoder", root, [], "4")
-    return sheet.crop((0, 0, sheet.width, round(0.64 * sheet.width)))  # the rest would be too small to read
+    return sheet.crop((0, 0, sheet.width, round(0.62 * sheet.width)))  # the rest would be too small to read
 
 
 def ablation(root: Path) -> Image.Image:
     portrait().save(root / "input" / EXAMPLE)
-    sets = ["4.weight=0", "5.weight=0.02", *_zoom("60", 103, 95, 60)]
+    sets = ["4.weight=0", "5.weight=0.02", *_zoom("60", 103, 95, 60), "60.crop_centers=103,95; 110,40; 40,165"]
     for m, (_, _, autoencoder, _) in enumerate(ABLATION):
         sets += [f"3{m}.config={SHORT_GAN}", f"3{m}.overrides={lines(SHORT, 'run.steps=25')}"]
         if autoencoder:
