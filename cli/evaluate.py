@@ -16,9 +16,11 @@ from .terminal import (
     Quiet,
     ScaleOption,
     TileOption,
+    check_tiles,
     choose_device,
     choose_precision,
     ctrl_c_asks,
+    find_weights,
     say,
     whole_number,
     write_json,
@@ -214,7 +216,9 @@ def _restored(pairs: Any, model: str, scale: int, tile_px: int, device: Any, pre
     from ..core.restore import move
     from ..nodes.host import get_host
 
-    backbone = None if model == "bicubic" else move(load_backbone(model, get_host().all_model_dirs()), device, precision)
+    backbone = None if model == "bicubic" else move(load_backbone(find_weights(model)), device, precision)
+    if backbone is not None:
+        check_tiles(tile_px, -1, backbone.spec)
     for pair in pairs:
         pixels = to_rgb(read_image(pair.sr).pixels)
         if backbone is None:

@@ -21,6 +21,7 @@ from .terminal import (
     ScaleOption,
     TileOption,
     as_folder,
+    check_source,
     check_tiles,
     choose_device,
     choose_precision,
@@ -74,6 +75,7 @@ def upscale(
     scale or colour fix is named. A file that cannot be read does not stop the others: it is named at the end, and the exit code
     is 1. When memory runs out, smaller tiles are tried.
     """
+    check_source(source)
     from ..core.backbones import load_backbone
     from ..core.batch import Job, check_writable, plan_jobs, restore_picture, upscale_file
     from ..core.checks import check_positive_int, did_you_mean
@@ -167,6 +169,7 @@ def degrade(
     Results are PNG files under the names of their sources; beside each, a JSON file holds the parameters that were drawn.
     Results that exist are skipped, and one that was made with another preset, seed, scale or form of JPEG is named.
     """
+    check_source(source)
     import torch
 
     from ..core.batch import Job, check_writable, plan_jobs
@@ -291,6 +294,8 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Restore one photograph, four times larger, with the bundled models: results, a side-by-side picture and a JSON report."""
+    if image is not None:
+        check_source(image)
     from .demo import run_demo
 
     run_demo(image, as_folder(out), model or [], tile_px, choose_device(device), quiet)

@@ -63,7 +63,15 @@ def check(
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    typer.echo(_table([[key, str(value)] for key, value in facts.items()]))
+    said = {key: value for key, value in facts.items() if value not in (None, 0, ())}  # what does not apply is in the JSON only
+    typer.echo(
+        _table(
+            [
+                [key.replace("_", " "), f"{value:,}" if key in ("bytes", "parameters") else str(value)]
+                for key, value in said.items()
+            ]
+        )
+    )
     typer.echo("loads strictly: every weight is there and fits")
 
 

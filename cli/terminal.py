@@ -109,6 +109,16 @@ def as_folder(out: str, name: str = "--out") -> Path:
     return folder
 
 
+def check_source(source: Path) -> None:
+    """Refuse a picture or folder that is not there before torch is imported, which takes seconds.
+
+    Raises:
+        FileNotFoundError: nothing there.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: expected an image file or a folder of images, found nothing; check the path")
+
+
 def find_weights(name: str) -> Path:
     """The weight file of a model's name or path.
 

@@ -209,7 +209,8 @@ def find_model(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
     Raises:
         MissingModelError: names what was looked for, where, and what would have been found, the most similar name first.
     """
-    bundled = bundled_models() | bundled_autoencoders()
+    models, autoencoders = bundled_models(), bundled_autoencoders()
+    bundled = models | autoencoders
     if str(name) in bundled:  # before paths: a stray file of that name in the working folder must not shadow it
         return bundled[str(name)]
     direct = Path(name).expanduser()
@@ -226,8 +227,9 @@ def find_model(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
     near = _similar_model(str(name), [*searched, direct.parent] if direct.parent != Path() else searched)
     hint = f"did you mean {near!r}? Otherwise " if near else ""
     places = ", ".join(map(str, searched)) or "no model folder"
+    ours = f"a bundled model ({', '.join(models) or 'none'}; auto-encoder: {', '.join(autoencoders) or 'none'})"
     raise MissingModelError(
-        f"model: expected a file path, a bundled model ({', '.join(bundled) or 'none'}) or a file in {places}, "
+        f"model: expected a file path, {ours} or a file in {places}, "
         f"found no {str(name)!r}; {hint}put the weight file there or pass its path"
     )
 

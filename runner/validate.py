@@ -49,7 +49,7 @@ def load_json(path: str | Path) -> dict[str, Any]:
             f"{path}: not a workflow: expected JSON, got {kind or 'a file that is not text'}; export the workflow as JSON"
         ) from error
     except json.JSONDecodeError as error:
-        got = kind or f"{error.msg} at line {error.lineno}, column {error.colno}"
+        got = kind or f"something else ({error.msg} at line {error.lineno}, column {error.colno})"
         hint = "give it to `alignsr train`" if path.suffix.lower() == ".toml" else "save or export the workflow as JSON"
         raise WorkflowError(f"{path}: not a workflow: expected JSON, got {got}; {hint}") from error
     except OSError as error:

@@ -22,13 +22,25 @@ alignsr_has_gpu() {
   command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q '^GPU'
 }
 
+# Runs a silent command, with a line every half minute that says it is not stuck.
+alignsr_busy() {
+  local beat code=0
+  # ends with the script too, should Ctrl-C stop it; the sleeping part holds nobody's pipe open
+  (while sleep 30 >/dev/null 2>&1 && kill -0 "$$" 2>/dev/null; do echo "... still installing, $(date +%T)" >&2; done) &
+  beat=$!
+  "$@" || code=$?
+  kill "$beat" 2>/dev/null
+  wait "$beat" 2>/dev/null
+  return "$code"
+}
+
 # The CPU builds of torch and torchvision, without their dependencies; failing is no error, the main installation gets what is missing.
 alignsr_cpu_torch() {
   local constraints="$1" index="${ALIGNSR_TORCH_INDEX-https://download.pytorch.org/whl/cpu}" answer
   if [ -z "$index" ] || [ "$(uname -s)" != Linux ]; then
     return 0
   fi
-  echo "No NVIDIA GPU found: taking the CPU build of torch from $index" >&2
+  echo "No NVIDIA GPU found: taking the CPU build of torch from $index (a minute or two)" >&2
   if ! answer="$("$ALIGNSR_PYTHON" -m pip install --disable-pip-version-check --progress-bar off -qq --no-deps \
     --retries 1 --timeout 15 --index-url "$index" -r "$constraints" 2>&1)"; then
     echo "Got none there (${answer##*$'\n'})." >&2
@@ -60,7 +72,7 @@ alignsr_setup() {
     alignsr_cpu_torch "$constraints"
   fi
   echo "Installing AlignSR${extras:+ with the extras $extras} (a few minutes the first time)" >&2
-  "$ALIGNSR_PYTHON" -m pip install --disable-pip-version-check --progress-bar off -qq ${constraints:+-c "$constraints"} -e "$target" || return 1
+  alignsr_busy "$ALIGNSR_PYTHON" -m pip install --disable-pip-version-check --progress-bar off -qq ${constraints:+-c "$constraints"} -e "$target" || return 1
   "$ALIGNSR_PYTHON" -c 'import sys; from importlib.metadata import version; print("Installed, with torch", version("torch"), file=sys.stderr)' || return 1
   touch "$stamp"
 }

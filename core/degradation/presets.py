@@ -228,7 +228,7 @@ def find_config(config: "DegradationConfig | str") -> DegradationConfig:
     if isinstance(config, DegradationConfig):
         return config
     if not isinstance(config, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers outside the type checker
-        raise TypeError(f"config: expected a preset's name or a DegradationConfig, got {type(config).__name__}; see PRESETS")
+        raise TypeError(f"preset: expected a preset's name or a DegradationConfig, got {type(config).__name__}; see PRESETS")
     if config not in PRESETS:
-        raise ValueError(f"config: expected the name of a preset, got {config!r}; {did_you_mean(config, list(PRESETS))}")
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {config!r}; {did_you_mean(config, list(PRESETS))}")
     return PRESETS[config]

@@ -28,7 +28,8 @@ def spec_of(name: str) -> MetricSpec:
         ValueError: unknown name, with the nearest known one.
     """
     if name not in METRICS:
-        raise ValueError(f"metric: expected a known name, got {name!r}; {did_you_mean(name, list(METRICS))}")
+        known = ", ".join(sorted(METRICS))
+        raise ValueError(f"metrics: expected names among {known}, got {name!r}; {did_you_mean(name, list(METRICS))}")
     return METRICS[name]
 
 

@@ -380,9 +380,9 @@ def test_a_step_along_the_gradient_brings_lq_nearer(gt: Tensor) -> None:
         (
             {"config": "realesgan"},
             ValueError,
-            "config: expected the name of a preset, got 'realesgan'; did you mean 'realesrgan'?",
+            "preset: expected one of .*, got 'realesgan'; did you mean 'realesrgan'?",
         ),
-        ({"config": 3}, TypeError, "config: expected a preset's name"),
+        ({"config": 3}, TypeError, "preset: expected a preset's name"),
         ({"scale": 0}, ValueError, "scale: expected a finite number >= 1, got 0"),
         ({"scale": -1}, ValueError, "scale: expected a finite number >= 1, got -1"),
         ({"scale": math.nan}, ValueError, "scale: expected a finite number >= 1, got nan"),
