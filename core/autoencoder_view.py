@@ -1,5 +1,7 @@
 """What an auto-encoder keeps of a picture and what it removes, as a picture and as figures (AESOP's Fig. 6)."""
 
+from typing import cast
+
 from PIL import Image
 from torch import Tensor
 
@@ -71,4 +73,5 @@ def autoencoder_view(gt: Tensor, out: Tensor, *, scale: int, gain: float = 4.0) 
 def _points(image: Tensor) -> list[tuple[float, float]]:
     """(cycles per pixel, dB) of a picture."""
     size = min(image.shape[-2:])
-    return [((index + 1) / size, value) for index, value in enumerate(radial_spectrum(image)[0].tolist())]
+    values = cast(list[float], radial_spectrum(image)[0].tolist())
+    return [((index + 1) / size, value) for index, value in enumerate(values)]

@@ -278,7 +278,8 @@ class Loop:
         series = {
             key: [(entry["step"], entry[key]) for entry in self.logs if key in entry] for key in dict.fromkeys(["loss", *keys])
         }
-        return curves({key: points for key, points in series.items() if points}, x_label="step", title=self.folder.name)
+        title = self.folder.name.removesuffix(f"-{self.hash}")  # the hash covers paths: the same run elsewhere has the same curve
+        return curves({key: points for key, points in series.items() if points}, x_label="step", title=title)
 
     def finish(self) -> None:
         """Last checkpoint and end of the processes' group."""
