@@ -1,6 +1,6 @@
 """Degraded images per second beside a per-image OpenCV version of the same chain, and JPEG models against the codec.
 
-python benchmarks/degradation.py [--batch 8] [--gt 256] [--threads 2] [--preset realesrgan] [--rounds 8] [--json FILE]
+python benchmarks/degradation.py [--batch 8] [--gt 256] [--threads 2] [--preset realesrgan] [--rounds 24] [--json FILE]
 python benchmarks/degradation.py --device cuda --batch 64
 
 Both sides get the same images and the same draws: ours draws them inside the measured time, OpenCV gets the finished records.
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gt", type=int, default=256, help="side of the clean images in px")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch and of OpenCV")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="realesrgan")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(argv)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..checks import check_image, check_unit_range, describe, did_you_mean
 from .draw import draw_steps
 from .jpeg import round_straight
+from .parallel import side_by_side
 from .presets import DegradationConfig, find_config
 from .sharpen import sharpen
 from .steps import JPEG_FORMS, apply_steps, check_steps
@@ -154,17 +155,20 @@ def _run(gt: Tensor, params: Sequence[dict[str, Any]], jpeg: JpegForm) -> Degrad
         raise ValueError(
             f"jpeg: expected one of {', '.join(JPEG_FORMS)}, got {jpeg!r}; {did_you_mean(str(jpeg), list(JPEG_FORMS))}"
         )
-    sharpened = gt
-    wants_sharp = [bool(p.get("sharpen_input") or p.get("sharpen_target")) for p in params]
-    if any(wants_sharp):
-        sharpened = sharpen(gt)
-    start = [(sharpened if p.get("sharpen_input") else gt)[b] for b, p in enumerate(params)]
-    target = torch.stack([(sharpened if p.get("sharpen_target") else gt)[b] for b, p in enumerate(params)])
     steps = [check_steps(p) for p in params]
-    if gt.device.type == "cpu":
-        small = [apply_steps([image], [own], jpeg)[0] for image, own in zip(start, steps, strict=True)]
-    else:
-        small = apply_steps(start, steps, jpeg)
+
+    def some(members: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """(target, degraded image) of these samples."""
+        own = [params[b] for b in members]
+        clean = gt[members[0] : members[-1] + 1]
+        sharpened = sharpen(clean) if any(p.get("sharpen_input") or p.get("sharpen_target") for p in own) else clean
+        start = [(sharpened if p.get("sharpen_input") else clean)[k] for k, p in enumerate(own)]
+        targets = [(sharpened if p.get("sharpen_target") else clean)[k] for k, p in enumerate(own)]
+        return list(zip(targets, apply_steps(start, [steps[b] for b in members], jpeg), strict=True))
+
+    everyone = range(gt.shape[0])
+    pairs = some(everyone) if gt.device.type != "cpu" else [pair for [pair] in side_by_side(lambda b: some([b]), len(everyone))]
+    target, small = torch.stack([pair[0] for pair in pairs]), [pair[1] for pair in pairs]
     sizes = sorted({tuple(image.shape[-2:]) for image in small})
     if len(sizes) > 1:
         raise ValueError(f"params: expected samples that end in one size, got {sizes}; degrade them apart")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from alignsr.core.degradation.blur import (
 from alignsr.core.degradation.draw import draw_steps
 from alignsr.core.degradation.jpeg import _dct_matrix, jpeg_codec, jpeg_differentiable, jpeg_diffjpeg, quality_factor
 from alignsr.core.degradation.noise import gaussian_field, poisson_counts, poisson_field, poisson_tables, random_bits
+from alignsr.core.degradation.parallel import side_by_side
 from alignsr.core.degradation.steps import apply_steps, make_kernel
 from alignsr.core.resize import imresize
 
@@ -63,6 +65,60 @@ def test_same_seed_same_result_and_other_seed_another_result(gt: Tensor) -> None
     one = degrade(gt[:1].repeat(3, 1, 1, 1), "realesrgan", seeds=[3, 3, 4])
     assert torch.equal(one.lq[0], one.lq[1])
     assert not torch.equal(one.lq[0], one.lq[2])
+
+
+def test_the_number_of_threads_changes_neither_the_result_nor_itself(gt: Tensor) -> None:
+    before = torch.get_num_threads()
+    results: list[Tensor] = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with torch.inference_mode():
+                results.append(degrade(gt, "realesrgan", seeds=list(range(gt.shape[0]))).lq)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+    assert all(result.is_inference() for result in results)
+
+
+def test_the_first_exception_of_several_threads_is_raised_again() -> None:
+    def work(index: int) -> int:
+        if index % 2:
+            raise ArithmeticError(f"sample {index}")
+        return index
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(ArithmeticError, match="sample 1"):
+            side_by_side(work, 4)
+        assert side_by_side(lambda index: index * index, 4) == [0, 1, 4, 9]
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_degrades_too(gt: Tensor) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        degrade(gt, "bicubic", seeds=list(range(gt.shape[0])))  # the threads of this process exist now
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                torch.set_num_threads(2)
+                values = side_by_side(lambda index: index + 1, 3)
+                os.write(writer, bytes(values))
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as stream:
+            assert stream.read() == bytes([1, 2, 3])
+        os.waitpid(child, 0)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_state_of_the_global_generator_neither_matters_nor_changes(gt: Tensor) -> None:
