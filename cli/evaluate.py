@@ -116,6 +116,7 @@ def evaluate(
         "crop": None if crop < 0 else crop,
         "device": where,
         "autoencoder": _load_autoencoder(autoencoder, where),
+        "autoencoder_name": Path(autoencoder).stem,
         "in_quarters": choose(quarters).names if quarters else (),
     }
     restoring: dict[str, Any] = {
@@ -235,8 +236,9 @@ def _is_plain(comparison: Any) -> bool:
 
 def _texts(comparison: Any) -> list[str]:
     """What is printed: the images of a single method, and the methods where there is something to compare."""
-    images = [comparison.tables[0].to_text()] if len(comparison.tables) == 1 else []
-    return images if _is_plain(comparison) else [*(text + "\n" for text in images), comparison.to_text(_terminal_width())]
+    alone = _is_plain(comparison)
+    images = [comparison.tables[0].to_text(notes=alone)] if len(comparison.tables) == 1 else []
+    return images if alone else [*(text + "\n" for text in images), comparison.to_text(_terminal_width())]
 
 
 def _terminal_width() -> int:

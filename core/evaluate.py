@@ -57,6 +57,7 @@ class _Judges:
         names: Sequence[str],
         device: torch.device | str,
         autoencoder: ImageAutoEncoder | None,
+        autoencoder_name: str,
         in_quarters: Sequence[str],
     ) -> None:
         self.scorers: dict[str, Scorer] = {}
@@ -78,6 +79,8 @@ class _Judges:
         cut = [name for name in self.scorers if name in in_quarters]
         if cut:
             self.remarks.append(f"{', '.join(cut)}: mean over the four quarters of each image")
+        if "ae_psnr" in self.scorers and autoencoder_name:
+            self.remarks.append(f"AE-PSNR: with the auto-encoder {autoencoder_name}")
 
     def score(self, pair: Pair, scale: int, crop: int) -> Row:
         """Scores of one pair; what cannot be computed is noted."""
@@ -138,6 +141,7 @@ def evaluate_pairs(
     crop: int | None = None,
     device: torch.device | str = "cpu",
     autoencoder: ImageAutoEncoder | None = None,
+    autoencoder_name: str = "",
     in_quarters: Sequence[str] = (),
     title: str = "",
     progress: Progress | None = None,
@@ -154,6 +158,7 @@ def evaluate_pairs(
         crop: border in pixels instead of `scale`.
         device: where learned metrics run.
         autoencoder: for AE-PSNR, frozen, on the device where it is to run; without it AE-PSNR counts as missing.
+        autoencoder_name: what to call it in `Table.remarks`, since AE-PSNR by different auto-encoders do not compare.
         in_quarters: metrics without reference that score the four quarters of each image instead of the whole; their mean counts.
         title: name of the run for the table.
         progress: called after each pair with (number done, number in all or None, name).
@@ -170,7 +175,7 @@ def evaluate_pairs(
     check_positive_int(scale, "scale")
     border = scale if crop is None else check_positive_int(crop, "crop", low=0)
     _check_quarters(in_quarters)
-    judges = _Judges(metrics, device, autoencoder, in_quarters)
+    judges = _Judges(metrics, device, autoencoder, autoencoder_name, in_quarters)
     total = len(pairs) if isinstance(pairs, Sized) else None
     rows: list[Row] = []
     complete = True

@@ -155,6 +155,7 @@ class EvaluateFolders:
                 scale=scale,
                 device=device,
                 autoencoder=autoencoder.module if autoencoder else None,
+                autoencoder_name=Path(autoencoder.source).stem if autoencoder else "",
                 in_quarters=in_quarters,
                 progress=lambda done, _total, _name: bar.update(done),
             )

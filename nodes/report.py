@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..core.image_files import to_pil
 from ..core.images import bhwc_to_bchw
+from ..core.metrics.table import csv_number
 from ..core.pictures import table as draw_table
 from ..core.weights import write_atomic
 from .common import as_list, first, give, read_json, take
@@ -160,7 +161,7 @@ def _as_csv(records: Sequence[Mapping[str, Any]]) -> str:
     columns = _columns(records)
     writer.writerow(["name", *columns])
     for name, values in _lines(records):
-        writer.writerow([name, *("" if values.get(column) is None else repr(values[column]) for column in columns)])
+        writer.writerow([name, *("" if values.get(column) is None else csv_number(values[column]) for column in columns)])
     return out.getvalue()
 
 

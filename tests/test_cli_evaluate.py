@@ -94,6 +94,14 @@ def test_ae_psnr_takes_a_file(folders: Path) -> None:
     assert "no-such" in gone.errors[0]
 
 
+def test_notes_stand_once_below_a_single_method(folders: Path) -> None:
+    base = ("evaluate", "--gt", folders / "gt", "--sr", folders / "dim", "--metrics", "aesop")
+    for published in ((), ("--published", "Set14")):
+        done = call(*base, *published)
+        assert done.out.count("missing: lpips: ") == 1 and done.out.count("note: LR-PSNR") == 1
+        assert "p0 " in done.out, "its images are listed"
+
+
 def test_a_metric_that_was_named_must_be_there(folders: Path) -> None:
     base = ("evaluate", "--gt", folders / "gt", "--sr", folders / "dim", "--csv", folders / "out.csv", "--metrics")
     named = call(*base, "psnr_y,lpips")
@@ -135,7 +143,7 @@ def test_real_world_pictures_need_no_ground_truth(folders: Path, monkeypatch: py
         (("--gt", "gt", "--sr", "dim", "--model", "bicubic"), "either --sr DIR, or --model NAME with --lq DIR, got both"),
         (("--gt", "gt", "--model", "bicubic"), "got --model bicubic without --lq"),
         (("--gt", "gt", "--sr", "dim", "--sr", "dim"), "got dim twice; write --sr NAME=DIR"),
-        (("--gt", "gt", "--sr", "dim", "--published", "Set15"), "did you mean 'Set14'?"),
+        (("--gt", "gt", "--sr", "dim", "--published", "Set15"), "'Set15'; there are Set14, Manga109"),
         (("--gt", "gt", "--sr", "dim", "--metrics", "aesp"), "did you mean 'aesop'?"),
         (("--gt", "gt", "--sr", "dim", "--quarters", "psnr_y"), "in_quarters: expected metrics without reference"),
         (("--gt", "gt", "--sr", "dim", "--picture", "p.jpg"), "--picture: expected the name of a PNG file, got p.jpg"),

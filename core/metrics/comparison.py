@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from .published import PublishedRow, find_set, published_data, published_rows
 from .scoring import spec_of
 from .spec import MetricSpec
-from .table import Table, aligned, escape, markdown_lines, plain_number
+from .table import Table, aligned, csv_number, escape, markdown_lines, plain_number
 
 MEASURED, PUBLISHED = "measured", "published"
 
@@ -106,8 +106,23 @@ class Comparison:
         if self.dataset:
             if not self.published:
                 result.append(f"published: nothing on {self.dataset} for these metrics")
+            result += self._doubts()
             result.append(f"published: {self.dataset}, as printed in {published_data()['source']}; not measured here")
         return result
+
+    def _doubts(self) -> list[str]:
+        """Why the published rows may not be comparable with the measured ones."""
+        lines: list[str] = []
+        size = published_data()["images"].get(self.dataset)
+        other = [table.title for table in self.tables if size is not None and len(table.rows) != size]
+        if other:
+            lines.append(
+                f"published: {self.dataset} has {size} images, other numbers of them were scored for {', '.join(other)}: "
+                "measured and published scores do not compare"
+            )
+        if any("ae_psnr" in table.mean() for table in self.tables) and any("ae_psnr" in row.scores for row in self.published):
+            lines.append(f"published: AE-PSNR with {published_data()['autoencoder']}; with another one it does not compare")
+        return lines
 
     def points(self, x: str = "psnr_y", y: str | None = None) -> list[Point]:
         """Methods with both scores.
@@ -164,13 +179,16 @@ class Comparison:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
     def to_csv(self) -> str:
-        """A line per method and image, one with the image "mean" per method, one per published method; empty fields for gaps."""
+        """A line per method and image, one with the image "mean" per method, one per published method; gaps are empty fields.
+
+        Measured scores have six digits (`to_json` keeps all), published ones those that are printed.
+        """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["method", "source", "image", *self.metrics])
         for table in self.tables:
             for name, values in [*((row.name, row.values) for row in table.rows), ("mean", table.mean())]:
-                fields = [repr(values[metric]) if metric in values else "" for metric in self.metrics]
+                fields = [csv_number(values[metric]) if metric in values else "" for metric in self.metrics]
                 writer.writerow([table.title, MEASURED, name, *fields])
         for row in self.published:
             scores = [row.scores.get(metric) for metric in self.metrics]

@@ -7,8 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..checks import did_you_mean
-
 _FILE = Path(__file__).with_name("published.json")
 
 
@@ -47,7 +45,12 @@ class PublishedRow:
 
 @lru_cache(maxsize=1)
 def published_data() -> dict[str, Any]:
-    """The file as it is: {"source", "notes", "tables": [{"table", "metric", "decimals", "methods", "values": {set: [...]}}]}."""
+    """The file as it is.
+
+    Returns:
+        {"source", "notes", "autoencoder": that of AE-PSNR, "images": {set: number}, "tables": [{"table", "metric", "decimals",
+        "methods", "values": {set: [...]}}]}.
+    """
     data: dict[str, Any] = json.loads(_FILE.read_text(encoding="utf-8"))
     return data
 
@@ -61,7 +64,7 @@ def find_set(name: str) -> str:
     """The set as the papers spell it; capitals and hyphens do not matter.
 
     Raises:
-        ValueError: no numbers for it, with the nearest known name.
+        ValueError: no numbers for it, with the sets that have some.
 
     Example:
         >>> find_set("div2k_val")
@@ -69,8 +72,9 @@ def find_set(name: str) -> str:
     """
     known = {_plain(known): known for known in published_sets()}
     if _plain(name) not in known:
-        hint = did_you_mean(name, published_sets())
-        raise ValueError(f"published: expected a set with published numbers, got {name!r}; {hint}")
+        raise ValueError(
+            f"published: expected a set with published numbers, got {name!r}; there are {', '.join(published_sets())}"
+        )
     return known[_plain(name)]
 
 

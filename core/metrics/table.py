@@ -110,12 +110,12 @@ class Table:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
     def to_csv(self) -> str:
-        """Header, a line per image, a last line "mean"; an absent score is an empty field, a missing metric an empty column."""
+        """Header, a line per image, a last line "mean"; six digits; what is absent or missing is an empty field."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["name", *self.metrics])
         for name, values in [*((row.name, row.values) for row in self.rows), ("mean", self.mean())]:
-            writer.writerow([name, *(repr(values[metric]) if metric in values else "" for metric in self.metrics)])
+            writer.writerow([name, *(csv_number(values[metric]) if metric in values else "" for metric in self.metrics)])
         return out.getvalue()
 
     def _cells(self) -> list[list[str]]:
@@ -131,10 +131,15 @@ class Table:
         lines = [f"### {escape(self.title)}", ""] if self.title else []
         return "\n".join([*lines, *markdown_lines([header, *body], self.notes())]) + "\n"
 
-    def to_text(self) -> str:
-        """The table for a terminal: aligned columns, plain ASCII rules, notes below."""
+    def to_text(self, *, notes: bool = True) -> str:
+        """The table for a terminal: aligned columns, plain ASCII rules, notes below.
+
+        Args:
+            notes: False leaves them out, for a table above another one that has them.
+        """
         lines, rule = aligned(self._cells())
-        return "\n".join([*([self.title] if self.title else []), *lines[:-1], rule, lines[-1], *self.notes()]) + "\n"
+        below = self.notes() if notes else []
+        return "\n".join([*([self.title] if self.title else []), *lines[:-1], rule, lines[-1], *below]) + "\n"
 
 
 def aligned(cells: list[list[str]]) -> tuple[list[str], str]:
@@ -158,6 +163,16 @@ def markdown_lines(cells: list[list[str]], notes: list[str]) -> list[str]:
 def plain_number(value: float) -> float | None:
     """The number, or None where JSON has none for it."""
     return value if math.isfinite(value) else None
+
+
+def csv_number(value: float) -> str:
+    """Six significant digits, more than any score means; the JSON forms keep every digit.
+
+    Example:
+        >>> csv_number(33.40859322103779), csv_number(80.0), csv_number(0.00012345678)
+        ('33.4086', '80', '0.000123457')
+    """
+    return f"{value:.6g}"
 
 
 def _text(spec: MetricSpec, value: float | None) -> str:

@@ -241,7 +241,7 @@ def test_text_forms() -> None:
     assert "- missing: lpips: no file" in markdown
 
 
-def test_data_forms_hold_every_digit() -> None:
+def test_data_forms_hold_the_numbers() -> None:
     table = example()
     rows = list(csv.DictReader(io.StringIO(table.to_csv())))
     assert [row["name"] for row in rows] == ["a|b", "second", "mean"]

@@ -337,7 +337,7 @@ def test_every_number_of_the_specification_is_there_and_no_other() -> None:
 def test_names_of_sets() -> None:
     assert published_sets()[:5] == ["Set14", "Manga109", "General100", "Urban100", "DIV2K-val"]
     assert find_set("bsd-100") == "BSD100"
-    with pytest.raises(ValueError, match=r"published: expected a set .*'Set5'; did you mean 'Set14'"):
+    with pytest.raises(ValueError, match=r"published: expected a set .*'Set5'; there are Set14, Manga109, .*DRealSR"):
         find_set("Set5")
     assert published_rows("Set14", ["lsd"]) == ()
 
@@ -367,7 +367,7 @@ def test_comparison_prints_means_and_marks_what_is_published() -> None:
     assert comparison.to_text().isascii()
     assert comparison.best() == {(0, 1), (0, 2), (1, 5)}
     narrow = comparison.to_text(70).splitlines()
-    assert max(map(len, narrow[:-3])) <= 70
+    assert max(map(len, narrow[:-4])) <= 70  # then two missing metrics, the number of images, the source
     assert sum(line.startswith("method") for line in narrow) > 1
 
 
@@ -398,6 +398,33 @@ def test_comparison_as_data() -> None:
     assert markdown[:2] == ["### Set14", ""]
     assert markdown[4].startswith("| blurred | **31.000** | **0.8500** | missing | missing | 8.000 |")
     assert markdown[6].startswith("| *ESRGAN* | *26.594* |")
+
+
+def test_published_numbers_of_other_images_or_another_autoencoder_are_said_to_be_so() -> None:
+    def notes(count: int, metrics: tuple[str, ...], dataset: str = "Set14") -> str:
+        rows = tuple(Row(str(index), dict.fromkeys(metrics, 30.0)) for index in range(count))
+        return "\n".join(Comparison.of([Table(metrics, rows, title="ours")], dataset).notes())
+
+    assert "published: Set14 has 14 images, other numbers of them were scored for ours" in notes(5, ("psnr_y",))
+    assert "do not compare" not in notes(14, ("psnr_y",)), "the set as a whole, nothing to say"
+    assert "AE-PSNR with the released AE_RRDBdecoder_100K.pth" in notes(14, ("psnr_y", "ae_psnr"))
+    assert "AE-PSNR" not in notes(14, ("psnr_y", "ae_psnr"), "RealSRv3"), "no such number is published"
+
+
+def test_the_autoencoder_is_named_where_ae_psnr_is() -> None:
+    sr, gt = pair()
+    options = {"autoencoder": MeanPool(), "autoencoder_name": "means"}
+    table = evaluate_pairs([Pair("a", sr, gt)], ["ae_psnr"], **options)
+    assert table.notes() == ["note: AE-PSNR: with the auto-encoder means"]
+    assert evaluate_pairs([Pair("a", sr, gt)], ["psnr_y"], **options).notes() == []
+
+
+def test_csv_has_six_digits_and_json_all() -> None:
+    value = 33.40859322103779
+    table = Table(("psnr_y",), (Row("a", {"psnr_y": value}),), title="ours")
+    assert table.to_csv() == "name,psnr_y\na,33.4086\nmean,33.4086\n"
+    assert Comparison.of([table]).to_csv() == "method,source,image,psnr_y\nours,measured,a,33.4086\nours,measured,mean,33.4086\n"
+    assert json.loads(table.to_json())["mean"]["psnr_y"] == value
 
 
 def test_methods_need_names_and_the_same_images() -> None:
