@@ -105,13 +105,12 @@ class Loop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=run.precision == "fp16")
         self.logs: list[dict[str, float]] = []
         self._sums: dict[str, float] = {}
-        self._due: set[str] = set()  # parts that this step updates
-        self._updated: set[str] = set()
+        self._updating = self._updated = False  # in this step: the parts are being updated; they have been
         self._buffers: dict[nn.Module, list[Tensor]] = {}  # as they were when the step began
         self._noted = False
         self._samples: Any = None
         self._drawn: tuple[int, Any] = (0, None)  # lines of the log, and their curve
-        self._skipped = 0
+        self._skipped = dict.fromkeys(self.parts, 0)
         self._started = time.monotonic()
         if found := checkpoints(folder):
             self.state.load(found[-1], accepted_hashes(config))
@@ -146,7 +145,7 @@ class Loop:
             self._write_text("config.json", json.dumps(to_mapping(self.config), indent=2, sort_keys=True))
         self._started = time.monotonic()
         while self.state.step < self.run.steps:
-            self._sums, self._due, self._updated, self._noted = {}, set(self.parts), set(), False
+            self._sums, self._updated, self._noted = {}, False, False
             self._buffers = {p.module: [b.detach().clone() for b in p.module.buffers()] for p in self.parts.values()}
             # what a network draws (stochastic depth, dropout) is a function of step and process, not of what came before
             torch.manual_seed(sample_seed(self.run.seed, self.state.step) + int(self.accelerator.process_index))
@@ -157,7 +156,7 @@ class Loop:
             try:
                 yield self.state.step
                 self.state.step += 1
-                self._updated, self._buffers = set(), {}
+                self._updated, self._buffers = False, {}
                 self._after_step()
                 stop = self.state.step < self.run.steps and self._agreed(self.hooks.should_stop())
             except BaseException:
@@ -205,31 +204,39 @@ class Loop:
             self._sums[key] = self._sums.get(key, 0.0) + mean / self.run.accumulation_steps
         self.scaler.scale(total / self.run.accumulation_steps).backward()
 
-    def leave_out(self, name: str) -> None:
-        """Part `name` is not updated in this step."""
-        self._due.discard(name)
+    def update(self, *names: str) -> None:
+        """Clip, step and average these parts, once per step and together: an interruption finds all of them updated, or none.
 
-    def update(self, name: str) -> None:
-        """Clip, step and average part `name`."""
-        optimizer, part = self.optimizers[name], self.parts[name]
+        Raises:
+            NonFiniteError: a gradient is NaN or infinite; no part is updated.
+        """
+        for name in names:
+            self._clip(name)
+        self._updating = True
+        for name in names:
+            self.scaler.step(self.optimizers[name])
+        for name in names:
+            self.optimizers[name].zero_grad(set_to_none=True)
+            if name in self.averages:
+                self.averages[name].update_parameters(self.parts[name].module)  # pyright: ignore[reportCallIssue]
+        self.scaler.update()
+        self._updating, self._updated = False, True
+
+    def _clip(self, name: str) -> None:
+        """Average part `name`'s gradients over processes and clip them."""
+        optimizer = self.optimizers[name]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         average_gradients(parameters)
         self.scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, part.optimizer.max_grad_norm or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.parts[name].optimizer.max_grad_norm or math.inf)
         finite = bool(torch.isfinite(norm))
         # fp16: the scaler skips a step that overflows and lowers its scale; many in a row mean that the run has diverged
-        self._skipped = 0 if finite else self._skipped + 1
-        if self._skipped > (MAX_SKIPPED_STEPS if self.scaler.is_enabled() else 0):
+        self._skipped[name] = 0 if finite else self._skipped[name] + 1
+        if self._skipped[name] > (MAX_SKIPPED_STEPS if self.scaler.is_enabled() else 0):
             raise NonFiniteError(
                 f"step {self.state.step + 1}: the gradient of {name} is not finite (norm {float(norm)}); lower the learning rate"
             )
         self._sums[self._key(name, "grad_norm")] = float(norm) if finite else 0.0
-        self.scaler.step(optimizer)
-        self.scaler.update()
-        self._updated.add(name)
-        optimizer.zero_grad(set_to_none=True)
-        if name in self.averages:
-            self.averages[name].update_parameters(part.module)  # pyright: ignore[reportCallIssue]
 
     def _key(self, name: str, term: str) -> str:
         """What a term is called in the log: with a single part or the first one by its own name."""
@@ -317,12 +324,12 @@ class Loop:
         return self._drawn[1]
 
     def _keep_what_is_done(self) -> None:
-        """Checkpoint after an interruption, unless it came between the updates of two parts: that is no state to resume from."""
-        if self._updated and self._updated != self._due:
+        """Checkpoint after an interruption, unless it came while parts were being updated: that is no state to resume from."""
+        if self._updating:
             return
         if self._updated:
             self.state.step += 1
-            self._updated = set()
+            self._updated = False
         else:  # statistics that forward passes of the unfinished step have moved
             for module, buffers in self._buffers.items():
                 for buffer, before in zip(module.buffers(), buffers, strict=True):

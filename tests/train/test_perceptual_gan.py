@@ -12,8 +12,10 @@ from train_helpers import StopAfter, equal_files, make_pictures, tiny
 from alignsr.core.backbones import load_backbone
 from alignsr.core.weights import WeightsError, load_state_dict, read_info
 from alignsr.train.config import ConfigError, published
+from alignsr.train.data import PairData
 from alignsr.train.loop import Loop, NonFiniteError, Stopped
 from alignsr.train.losses import LossStack
+from alignsr.train.optimize import make_average, make_optimizer
 from alignsr.train.recipes import load_config, perceptual_gan
 from alignsr.train.state import checkpoints
 
@@ -137,19 +139,55 @@ def test_what_each_pass_may_touch(pictures, tmp_path, monkeypatch):
     seen = []
     original = Loop.backward
 
+    def gradients(module):
+        return [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+
     def watched(self, name, terms, samples):
         generator, opponent = (self.parts[part].module for part in ("generator", "discriminator"))
+        before = gradients(generator)
         if name == "generator":
             assert not any(p.requires_grad for p in opponent.parameters())
         original(self, name, terms, samples)
-        gradients = {p: any(q.grad is not None for q in m.parameters()) for p, m in (("g", generator), ("d", opponent))}
-        seen.append((name, gradients["g"], gradients["d"]))
+        moved = any(b is None or not torch.equal(a, b) for a, b in zip(gradients(generator), before, strict=True))
+        seen.append((name, moved, any(gradient is not None for gradient in gradients(opponent))))
         if name == "discriminator":
             assert all(p.requires_grad for p in opponent.parameters())
 
     monkeypatch.setattr(Loop, "backward", watched)
     perceptual_gan.train(tiny(VGG, pictures, **SIX | {"run__steps": 2}), tmp_path / "run")
     assert seen == [("generator", True, False), ("discriminator", False, True)] * 2
+
+
+def test_steps_at_the_end_equal_the_released_order(pictures, tmp_path):
+    """There the generator's step comes before the discriminator's terms, and those are differentiated one by one."""
+    config = tiny(VGG, pictures, **SIX | {"run__steps": 3})
+    perceptual_gan.train(config, tmp_path / "run")
+    torch.manual_seed(config.run.seed)
+    generator = perceptual_gan.build_model(config).network
+    opponent = perceptual_gan.build_opponent(config)
+    average = make_average(generator, config.run.ema_decay)
+    optimizers = [make_optimizer(module.parameters(), config.optimizer) for module in (generator, opponent)]
+    losses, data = LossStack(config.losses, scale=4), PairData(config.data, 4, config.run.seed, 2)
+    for step in range(3):
+        batch = data.batch(2 * step, 2)
+        opponent.requires_grad_(False)
+        sr = generator(batch.lq)
+        with torch.no_grad():
+            sr_ema = average(batch.lq)
+        losses.generator_terms(sr, batch.gt, sr_ema, opponent).total().mean().backward()
+        optimizers[0].step()
+        opponent.requires_grad_(True)
+        terms = losses.critic_terms(opponent, sr, batch.gt).values
+        terms["real"].mean().backward(retain_graph=True)
+        terms["fake"].mean().backward()
+        optimizers[1].step()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        average.update_parameters(generator)
+    for name, module in (("generator", generator), ("discriminator", opponent)):
+        trained = state_of(tmp_path / "run", name)
+        for key, value in module.state_dict().items():
+            assert torch.allclose(trained[key].double(), value.double(), rtol=1e-5, atol=1e-6), f"{name}.{key}"
 
 
 def test_one_backward_pass_of_the_discriminator_equals_two(pictures):
@@ -270,9 +308,70 @@ def test_not_a_number_names_part_term_step_and_samples(part, loss, message, pict
         monkeypatch.setattr(losses, "aesop_loss", poisoned)
     with pytest.raises(NonFiniteError, match=message):
         perceptual_gan.train(tiny(VGG, pictures, **SIX), tmp_path / "run")
-    finished = [path.stem for path in checkpoints(tmp_path / "run")]
-    # after the generator's update there is no state to resume from: the step is half done
-    assert finished == (["state-00000001"] if part == "generator" else [])
+    assert [path.stem for path in checkpoints(tmp_path / "run")] == ["state-00000001"]
+
+
+@pytest.mark.parametrize("where", ["critic_terms", "generator_terms", "update"])
+def test_an_interruption_anywhere_in_a_step_keeps_the_finished_ones(where, pictures, tmp_path, monkeypatch):
+    """A second Ctrl-C, or memory that runs out: before either part is updated, or (update) after both are."""
+    config = tiny(VGG, pictures, **SIX | {"run__steps": 4, "run__checkpoint_every": 4})
+    whole = perceptual_gan.train(config, tmp_path / "whole")
+    owner = Loop if where == "update" else LossStack
+    original, calls = getattr(owner, where), []
+
+    def interrupted(*arguments, **options):
+        result = original(*arguments, **options)
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, where, interrupted)
+        perceptual_gan.train(config, tmp_path / "parts")
+    assert [path.stem for path in checkpoints(tmp_path / "parts")] == [f"state-0000000{3 if where == 'update' else 2}"]
+    parts = perceptual_gan.train(config, tmp_path / "parts", resume=True)
+    assert equal_files(whole.weights, parts.weights)
+    assert equal_files(*(checkpoints(tmp_path / folder)[-1] for folder in ("whole", "parts")))
+
+
+def test_an_interruption_between_the_two_updates_leaves_the_last_checkpoint(pictures, tmp_path, monkeypatch):
+    """A moment of arithmetic with no state to resume from: nothing is saved over what is."""
+    config = tiny(VGG, pictures, **SIX)
+    whole = perceptual_gan.train(config, tmp_path / "whole")
+    steps = []
+
+    def interrupted(self, optimizer, *arguments, **options):
+        steps.append(1)
+        if len(steps) == 8:  # the discriminator's of the fourth step
+            raise KeyboardInterrupt
+        return optimizer.step()
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch.amp.GradScaler, "step", interrupted)
+        perceptual_gan.train(config, tmp_path / "parts")
+    assert checkpoints(tmp_path / "parts")[-1].stem == "state-00000002"
+    assert equal_files(whole.weights, perceptual_gan.train(config, tmp_path / "parts", resume=True).weights)
+
+
+def test_a_gradient_that_is_not_finite_updates_neither_part(pictures, tmp_path, monkeypatch):
+    """The discriminator's, found after the generator's has been looked at."""
+    original, calls = Loop.backward, []
+
+    def poisoned(self, name, terms, samples):
+        original(self, name, terms, samples)
+        calls.append(name)
+        if len(calls) == 4:
+            next(iter(self.parts[name].module.parameters())).grad.fill_(float("nan"))
+
+    monkeypatch.setattr(Loop, "backward", poisoned)
+    config = tiny(VGG, pictures, **SIX)
+    with pytest.raises(NonFiniteError, match="step 2: the gradient of discriminator is not finite"):
+        perceptual_gan.train(config, tmp_path / "parts")
+    assert [path.stem for path in checkpoints(tmp_path / "parts")] == ["state-00000001"]
+    monkeypatch.undo()
+    parts = perceptual_gan.train(config, tmp_path / "parts", resume=True)
+    assert equal_files(parts.weights, perceptual_gan.train(config, tmp_path / "whole").weights)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """Train a super-resolution network with any stack of losses, against a discriminator if one of them is adversarial.
 
 One step, in the order of the specification's section 1: freeze the discriminator D; sr = G(lq), and the moving average's sr_ema
-only if a loss needs it; all terms of G, one backward pass, step of G and of its average; then D's terms on ground truth and on
-the same sr, detached, one backward pass on their sum (equal to one on each); step of D. D is in train mode in every pass, as
-released: its batch statistics and power iterations advance in G's pass too.
+only if a loss needs it; all terms of G, one backward pass; then D's terms on ground truth and on the same sr, detached, one
+backward pass on their sum (equal to one on each); steps of G, of D and of G's average. The released code steps G before D's
+terms, which look at nothing that this changes; with both steps at the end, an interruption finds both done or none. D is in
+train mode in every pass, as released: its batch statistics and power iterations advance in G's pass too.
 
 Supported: every network of core.networks.NETWORKS, from random weights, a bundled model or a released file; VGG and U-Net
 discriminators; a generator every n-th step and after a number of steps of D alone; accumulation, several processes, bf16 and fp16
@@ -179,8 +180,6 @@ def train(
         with loop.prefetch(data, config.data.workers) as feed, closing(loop.steps()) as steps:
             for step in steps:
                 trains_generator = _is_generators_turn(config, step)
-                if not trains_generator:
-                    loop.leave_out("generator")
                 made: list[Sample] = []
                 for batch in loop.batches(feed):
                     with loop.autocast(), torch.set_grad_enabled(trains_generator):
@@ -192,12 +191,10 @@ def train(
                             terms = losses.generator_terms(sr, batch.gt, sr_ema, _critic(loop, opponent))
                             loop.backward("generator", terms, batch.names)
                     made.append((sr.detach(), batch.gt, batch.names))
-                if trains_generator:
-                    loop.update("generator")
                 if opponent is not None:
                     for sr, gt, names in made:
                         loop.backward("discriminator", losses.critic_terms(_critic(loop, opponent), sr, gt), names)
-                    loop.update("discriminator")
+                loop.update(*(["generator"] if trains_generator else []), *(["discriminator"] if opponent is not None else []))
                 if loop.is_main:
                     _report(loop, backbone, config, data)
 
