@@ -19,8 +19,9 @@ from .channels import join_channels, split_channels
 from .checks import check_image, check_positive_int
 from .image_files import SUFFIXES, list_images, read_image, write_image
 from .memory import is_out_of_memory, with_oom_retry
-from .records import Restored
-from .restore import fitting_overlap, restore
+from .records import Conditioning, Restored
+from .restore import fitting_overlap, is_latent, restore, tiles_for
+from .staged import Conditioner
 
 STOPPING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no later file of a job can be written either
 
@@ -207,6 +208,9 @@ def restore_picture(
     sigma: float | None = None,
     strength: float = 1.0,
     color_fix: str = "none",
+    conditioning: Conditioning | Conditioner | None = None,
+    mode: str = "best",
+    seed: int = 0,
     on_tile: Callable[[int, int], None] | None = None,
     is_oom: Callable[[BaseException], bool] = is_out_of_memory,
     notify: Callable[[str], None],
@@ -226,6 +230,9 @@ def restore_picture(
         sigma: see `restore`.
         strength: see `restore`.
         color_fix: see `restore`.
+        conditioning: see `restore`.
+        mode: see `restore`.
+        seed: of what parity mode draws; every try and every picture of the batch starts from it.
         on_tile: see `restore`.
         is_oom: see `with_oom_retry`.
         notify: told, in one line, when memory ran out and a smaller tile is tried.
@@ -235,7 +242,7 @@ def restore_picture(
     """
     check_image(pixels, "pixels")
     check_positive_int(scale, "scale", high=16)
-    parts, first = split_channels(pixels), largest_tile(backbone, pixels, scale, tile_px)
+    parts, first = split_channels(pixels), largest_tile(backbone, pixels, scale, tile_px, mode)
 
     def run(tile: int) -> Restored:
         is_retry = tile < first
@@ -250,6 +257,9 @@ def restore_picture(
                 sigma=sigma,
                 strength=strength,
                 color_fix=color_fix,
+                conditioning=conditioning,
+                mode=mode,
+                generator=torch.Generator().manual_seed(seed) if mode == "parity" and is_latent(backbone) else None,
                 on_tile=on_tile,
             )
 
@@ -257,10 +267,10 @@ def restore_picture(
     return Restored(join_channels(done.sr, parts), join_channels(done.lq_up, parts), done.info)
 
 
-def largest_tile(backbone: AnyBackbone, pixels: Tensor, scale: int, tile_px: int = 0) -> int:
+def largest_tile(backbone: AnyBackbone, pixels: Tensor, scale: int, tile_px: int = 0, mode: str = "best") -> int:
     """Side of the largest tile that `restore` will run: a picture that is smaller than `tile_px` is one tile of its own size."""
     side = max(pixels.shape[-2:]) * (1 if backbone.spec.kind == "network" else scale)
-    return min(tile_px or backbone.spec.tile_px, side + -side % backbone.spec.size_multiple)
+    return min(tiles_for(backbone, tile_px, mode=mode)[0], side + -side % backbone.spec.size_multiple)
 
 
 def upscale_file(job: Job, restore_pixels: Callable[[Tensor], Restored]) -> dict[str, Any]:

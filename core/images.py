@@ -38,6 +38,11 @@ def quantize_8bit(x: Tensor) -> Tensor:
     return (x.clamp(0, 1) * 255).round() / 255
 
 
+def truncate_8bit(x: Tensor) -> Tensor:
+    """Clamp to [0, 1] and round down to the grid of 1/255, as a conversion to bytes does that only cuts off the rest."""
+    return (x.clamp(0, 1) * 255).floor() / 255
+
+
 def to_float64(x: Tensor) -> Tensor:
     """The same values in float64, on the CPU where the device knows no float64 (Apple's GPUs)."""
     return (x.cpu() if x.device.type == "mps" else x).double()

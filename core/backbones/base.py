@@ -29,6 +29,10 @@ class BackboneSpec:
         licence: SPDX name or the licence's own name, of the weights.
         token_px: side in pixels of what becomes one token of a transformer; 0 where that means nothing.
         files: what the model is made of on disk and where each comes from, for messages and help pages.
+        is_antialiased: the enlarged input it was trained on comes from antialiased bicubic (a = -0.5) and not torch's plain one
+            (a = -0.75).
+        identity: (gain, offset): gain z + offset is the state that decodes to the encoded input z. Other than (1, 0) where
+            one-step weights have learned that map together with the restoration.
     """
 
     name: str
@@ -46,6 +50,8 @@ class BackboneSpec:
     licence: str
     token_px: int = 0
     files: tuple[str, ...] = ()
+    is_antialiased: bool = True
+    identity: tuple[float, float] = (1.0, 0.0)
 
     def tokens(self, height: int, width: int) -> int:
         """Image tokens of a tile of that size on the model's input grid; 0 for models without tokens."""

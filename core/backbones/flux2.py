@@ -138,6 +138,7 @@ class Flux2Backbone:
             licence=licence,
             token_px=STRIDE * PATCH,
             files=tuple(map(str, (*COMPONENTS, TEXT_ENCODER))),
+            is_antialiased=False,
         )
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:

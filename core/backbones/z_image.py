@@ -157,6 +157,8 @@ class ZImageBackbone:
             licence=licence,
             token_px=STRIDE * PATCH,
             files=tuple(map(str, (*COMPONENTS, TEXT_ENCODER))),
+            is_antialiased=False,
+            identity=(SCALING, -SHIFT * SCALING) if latents == "raw" else (1.0, 0.0),
         )
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
