@@ -1,24 +1,37 @@
-"""The losses of a restoration network as config tables, and the stack that builds their frozen networks and evaluates them."""
+"""Every loss of a config (`loss_tables`): the stack that builds their frozen networks and evaluates them.
+
+A loss joins with a table, an entry in `LossesConfig`, and a case in `LossStack`.
+"""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from ..core.checks import check_range, did_you_mean
 from ..core.frozen import eager_gradient, lean
-from ..core.losses import adversarial
+from ..core.images import to_model_range
+from ..core.losses import adversarial, relativistic
 from ..core.losses.artifact import artifact_loss
 from ..core.losses.autoencoded import CachedTarget, aesop_loss
-from ..core.losses.perceptual import LAYERS_SYNTHETIC, VGG19_FILE, VGG19_LAYERS, VGG19Features, load_vgg19, perceptual_loss
+from ..core.losses.frequency import fdl_loss, grid_loss, make_projections
+from ..core.losses.lpips import LPIPSFeatures, load_lpips, lpips_loss
+from ..core.losses.perceptual import VGG19Features, load_vgg19, perceptual_loss
 from ..core.losses.pixel import l1_loss, low_pass_l1_loss, mse_loss, psnr_loss
 from ..core.records import LossTerms
-from .config import empty_table
+from .loss_tables import (
+    AdversarialLossConfig,
+    AesopLossConfig,
+    FeaturesConfig,
+    LossesConfig,
+    LpipsLossConfig,
+    PerceptualLossConfig,
+    RaganLossConfig,
+    names,
+)
 
 PIXEL_KINDS = {"l1": l1_loss, "mse": mse_loss, "psnr": psnr_loss}
 RANDOM = "random"  # instead of a weight file: an untrained network from a fixed seed, for tests and tiny configs
@@ -26,112 +39,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Critic = Callable[[Tensor], Tensor]
 
 
-def default_layers() -> dict[str, float]:
-    """Layers of the synthetic task."""
-    return dict(LAYERS_SYNTHETIC)
+class Logits(NamedTuple):
+    """What a critic of several levels says, one tensor [B, ...] per level.
 
+    Attributes:
+        fake: of restored images.
+        real: of ground truth.
+    """
 
-@dataclass(frozen=True)
-class PixelLossConfig:
-    """Error of every pixel; LDL and ESRGAN give it the weight 0.01."""
-
-    weight: float = 1.0
-    kind: Literal["l1", "mse", "psnr"] = "l1"
-
-
-@dataclass(frozen=True)
-class LowPassLossConfig:
-    """Error after shrinking both images: the low-pass baseline of AESOP's Table 5."""
-
-    weight: float = 0.01
-    scale: int = 4  # by how much they are shrunk
-
-
-@dataclass(frozen=True)
-class AesopLossConfig:
-    """L_AESOP: error after a frozen auto-encoder."""
-
-    weight: float = 1.0
-    autoencoder: str = ""  # bundled name, file name in a model folder, or path; "random": untrained, for tests
-    options: dict[str, Any] = field(default_factory=empty_table)  # of the untrained auto-encoder
-    power: int = 1  # 1: absolute, 2: squared error
-    precision: Literal["fp32", "bf16"] = "fp32"  # inside the auto-encoder; bf16's error is in benchmarks/aesop_step.py
-    cached_targets: int = 0  # keep AE(gt) of so many crops (12 bytes per pixel each): useful only where crops repeat
-
-
-@dataclass(frozen=True)
-class ArtifactLossConfig:
-    """LDL's artifact loss; needs the moving average of the network."""
-
-    weight: float = 1.0
-    detach_map: bool = False  # True holds the map constant; the released training does not
-    window_px: int = 7
-
-
-@dataclass(frozen=True)
-class PerceptualLossConfig:
-    """VGG19 features before the ReLU."""
-
-    weight: float = 1.0
-    vgg: str = VGG19_FILE  # torchvision's file, in a model folder or as a path; "random": untrained, for tests
-    layers: dict[str, float] = field(default_factory=default_layers)  # the real-world task sets conv1_2 to 0
-    target: Literal["plain", "sharpened"] = "plain"  # sharpened: unsharp mask of the ground truth (real-world task)
-    precision: Literal["fp32", "bf16"] = "fp32"  # inside VGG19
-
-    def __post_init__(self) -> None:
-        """Layers exist and have usable weights."""
-        for name, weight in self.layers.items():
-            if name not in VGG19_LAYERS:
-                raise ValueError(f"layers.{name}: expected a convolution of VGG19; {did_you_mean(name, list(VGG19_LAYERS))}")
-            check_range(weight, f"layers.{name}", 0, 1e6)
-        if self.weight and not any(self.layers.values()):
-            raise ValueError("layers: expected at least one with a weight, got none; set weight = 0 to turn the loss off")
-
-    def used_layers(self) -> dict[str, float]:
-        """Layers whose weight is not 0."""
-        return {name: float(weight) for name, weight in self.layers.items() if weight}
-
-
-@dataclass(frozen=True)
-class AdversarialLossConfig:
-    """The generator's and the discriminator's game; the weight applies to the generator's side only."""
-
-    weight: float = 0.005
-    kind: Literal["relativistic", "plain"] = "relativistic"
-    average: Literal["process", "global"] = "process"  # relativistic means over this process's batch (as released) or all of them
-
-
-@dataclass(frozen=True)
-class LossesConfig:
-    """One table per loss; an absent one, or one of weight 0, is off and costs nothing."""
-
-    pixel: PixelLossConfig | None = None
-    low_pass: LowPassLossConfig | None = None
-    aesop: AesopLossConfig | None = None
-    artifact: ArtifactLossConfig | None = None
-    perceptual: PerceptualLossConfig | None = None
-    adversarial: AdversarialLossConfig | None = None
-
-    def __post_init__(self) -> None:
-        """Weights are finite and not negative; every loss that is on has what it needs."""
-        for name in (f.name for f in fields(self)):
-            table = getattr(self, name)
-            if table is not None and not 0 <= table.weight < float("inf"):
-                raise ValueError(f"{name}.weight: expected a finite number of at least 0, got {table.weight}; 0 turns it off")
-        if self.aesop is not None and self.aesop.weight and not self.aesop.autoencoder:
-            raise ValueError(
-                "aesop.autoencoder: expected a bundled name, a file name or a path, got nothing; train one with the recipe "
-                "autoencoder"
-            )
-        if self.aesop is not None and self.aesop.power not in (1, 2):
-            raise ValueError(f"aesop.power: expected 1 or 2, got {self.aesop.power}; the paper uses 1")
-        if self.aesop is not None and self.aesop.cached_targets < 0:
-            raise ValueError(f"aesop.cached_targets: expected at least 0, got {self.aesop.cached_targets}; 0 keeps none")
-
-    def weights(self) -> dict[str, float]:
-        """Name -> weight of the losses that are on."""
-        tables = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: float(table.weight) for name, table in tables.items() if table is not None and table.weight}
+    fake: Sequence[Tensor]
+    real: Sequence[Tensor]
 
 
 class LossStack:
@@ -164,6 +81,9 @@ class LossStack:
         self.config, self.device, self.weights = config, torch.device(device), config.weights()
         self.autoencoder: nn.Module | None = None
         self.features: nn.Module | None = None
+        self.lpips: nn.Module | None = None
+        self.maps: nn.Module | None = None
+        self.filters: list[Tensor] = []
         self.targets: CachedTarget | None = None
         if not self.weights:
             raise ValueError(f"losses: expected at least one with a weight, got none; add one of {', '.join(names())}")
@@ -175,6 +95,16 @@ class LossStack:
                 self.targets = CachedTarget(self.autoencoder, self._aesop.cached_targets, dtype)
         if "perceptual" in self.weights:
             self.features = self._frozen(build_vgg19(self._perceptual, searched), channels_last)
+        if "lpips" in self.weights:
+            self.lpips = self._frozen(build_lpips(_on(config.lpips), searched), channels_last)
+        if "fdl" in self.weights:
+            options = _on(config.fdl)
+            maps = build_features(options.features, searched)
+            drawn = make_projections(
+                maps.channels, options.projections, options.patch, generator=torch.Generator().manual_seed(options.seed)
+            )
+            self.filters = [weight.to(self.device) for weight in drawn]
+            self.maps = self._frozen(maps, channels_last)
 
     @property
     def needs_ema(self) -> bool:
@@ -186,6 +116,11 @@ class LossStack:
         """Whether `generator_terms` needs a discriminator."""
         return "adversarial" in self.weights
 
+    @property
+    def needs_logits(self) -> bool:
+        """Whether `generator_terms` needs the logits of a critic of several levels."""
+        return "ragan" in self.weights
+
     def generator_terms(
         self,
         sr: Tensor,
@@ -194,6 +129,7 @@ class LossStack:
         critic: Critic | None = None,
         *,
         keys: Sequence[Hashable] | None = None,
+        logits: Logits | None = None,
     ) -> LossTerms:
         """Every loss of the restored images.
 
@@ -203,16 +139,17 @@ class LossStack:
             sr_ema: the moving average's result; needed iff `needs_ema`.
             critic: the discriminator, frozen by the caller: images -> logits; needed iff `needs_critic`.
             keys: what identifies each sample's crop (file, position, turn), for cached targets; None hashes pixels.
+            logits: of a critic of several levels, frozen by the caller, with gradient to `sr`; needed iff `needs_logits`.
 
         Returns:
             Per-sample values under the names of the config's tables, with their weights.
 
         Raises:
-            ValueError: sr_ema or critic is missing, shapes differ, or the images are not RGB.
+            ValueError: sr_ema, critic or logits are missing, shapes differ, or the images are not RGB.
         """
         values: dict[str, Tensor] = {}
         for name in self.weights:
-            values[name] = self._term(name, sr, gt, sr_ema, critic, keys)
+            values[name] = self._ragan_term(logits) if name == "ragan" else self._term(name, sr, gt, sr_ema, critic, keys)
         return LossTerms(values, self.weights)
 
     def critic_terms(self, critic: Critic, sr: Tensor, gt: Tensor) -> LossTerms:
@@ -233,6 +170,38 @@ class LossStack:
             parts = adversarial.relativistic_critic_loss(fake, real, self._mean())
         return LossTerms({"real": parts.real, "fake": parts.fake})
 
+    def ragan_critic_terms(self, logits: Logits, r1: Tensor | None = None) -> LossTerms:
+        """The loss of a critic of several levels.
+
+        Args:
+            logits: with gradient to the critic's parameters.
+            r1: the penalty's per-sample values, from `approximate_r1`.
+
+        Returns:
+            `ragan` of weight 1 and, if given, `r1` with its own weight.
+        """
+        options = self._ragan
+        if options.reference == "none":
+            sides = [adversarial.plain_critic_loss(f, r) for f, r in zip(logits.fake, logits.real, strict=True)]
+            value = options.factor * torch.stack([side.real + side.fake for side in sides]).sum(0)
+        else:
+            value = relativistic.ragan_critic_loss(
+                logits.fake, logits.real, reference=options.reference, factor=options.factor, mean=self._span()
+            )
+        return LossTerms({"ragan": value} | ({} if r1 is None else {"r1": r1}), {"r1": options.r1_weight})
+
+    def r1(self, critic: relativistic.Critic, gt: Tensor, generator: Generator, clean: Sequence[Tensor] | None = None) -> Tensor:
+        """The approximated R1 penalty in float32, [B]; see `approximate_r1`."""
+        options = self._ragan
+        noise = relativistic.r1_noise(gt, sigma=options.r1_sigma, kind=options.r1_noise, generator=generator)
+        return relativistic.approximate_r1(critic, gt, noise, clean)
+
+    @torch.no_grad()
+    def fdl_by_range(self, sr: Tensor, gt: Tensor) -> dict[str, float]:
+        """The mean of the FDL on images in [0, 1] and on the same in [-1, 1]: how the published weight was tuned."""
+        values = {name: self._fdl(sr, gt, wide) for name, wide in (("fdl_unit_range", False), ("fdl_model_range", True))}
+        return {name: float(value.mean()) for name, value in values.items()}
+
     def _term(
         self,
         name: str,
@@ -244,7 +213,9 @@ class LossStack:
     ) -> Tensor:
         match name:
             case "pixel":
-                return PIXEL_KINDS[_on(self.config.pixel).kind](sr, gt)
+                options = _on(self.config.pixel)
+                images = (to_model_range(sr), to_model_range(gt)) if options.model_range else (sr, gt)
+                return PIXEL_KINDS[options.kind](*images)
             case "low_pass":
                 return low_pass_l1_loss(sr, gt, _on(self.config.low_pass).scale)
             case "aesop":
@@ -256,6 +227,13 @@ class LossStack:
                 return artifact_loss(sr, gt, sr_ema, options.detach_map, options.window_px)
             case "perceptual":
                 return self._perceptual_term(sr, gt)
+            case "lpips":
+                return eager_gradient(partial(self._lpips, gt=gt), sr)
+            case "fdl":
+                return eager_gradient(partial(self._fdl, gt=gt, model_range=_on(self.config.fdl).model_range), sr)
+            case "grid":
+                options = _on(self.config.grid)
+                return grid_loss(sr, gt, period=options.period_px, visible=options.visible)
             case _:
                 if critic is None:
                     raise ValueError("critic: expected a discriminator for the adversarial loss, got None; pass one")
@@ -282,6 +260,28 @@ class LossStack:
 
         return eager_gradient(loss, sr)
 
+    def _lpips(self, sr: Tensor, gt: Tensor) -> Tensor:
+        with precision(sr.device, _on(self.config.lpips).precision):
+            return lpips_loss(sr, gt, _on(self.lpips))
+
+    def _fdl(self, sr: Tensor, gt: Tensor, model_range: bool) -> Tensor:
+        options = _on(self.config.fdl)
+        with precision(sr.device, options.precision):
+            return fdl_loss(sr, gt, _on(self.maps), self.filters, phase_weight=options.phase_weight, model_range=model_range)
+
+    def _ragan_term(self, logits: Logits | None) -> Tensor:
+        if logits is None:
+            raise ValueError("logits: expected those of a critic of several levels for the ragan loss, got None; pass them")
+        options = self._ragan
+        if options.reference == "none":
+            return torch.stack([adversarial.plain_generator_loss(level) for level in logits.fake]).sum(0)
+        return relativistic.ragan_generator_loss(
+            logits.fake, logits.real, reference=options.reference, factor=options.factor, mean=self._span()
+        )
+
+    def _span(self) -> adversarial.Mean:
+        return adversarial.mean_over_processes if self._ragan.span == "all" else torch.mean
+
     def _adversarial_term(self, sr: Tensor, gt: Tensor, critic: Critic) -> Tensor:
         if self._adversarial.kind == "plain":
             return adversarial.plain_generator_loss(critic(sr))
@@ -307,13 +307,12 @@ class LossStack:
         return _on(self.config.perceptual)
 
     @property
+    def _ragan(self) -> RaganLossConfig:
+        return _on(self.config.ragan)
+
+    @property
     def _adversarial(self) -> AdversarialLossConfig:
         return _on(self.config.adversarial)
-
-
-def names() -> tuple[str, ...]:
-    """The losses that a config may have."""
-    return tuple(f.name for f in fields(LossesConfig))
 
 
 def precision(device: torch.device, name: str) -> AbstractContextManager[Any]:
@@ -355,6 +354,30 @@ def build_vgg19(config: PerceptualLossConfig, folders: Iterable[str | Path] = ()
         return VGG19Features()
 
 
+def build_lpips(config: LpipsLossConfig, folders: Iterable[str | Path] = ()) -> LPIPSFeatures:
+    """The LPIPS features that a config names.
+
+    Raises:
+        MissingModelError, WeightsError: a file is missing or damaged.
+    """
+    if config.vgg != RANDOM:
+        return load_lpips(config.vgg, config.linear, folders)
+    with seeded():
+        return LPIPSFeatures()
+
+
+def build_features(config: FeaturesConfig, folders: Iterable[str | Path] = ()) -> Any:
+    """The source of feature maps that a config names, see `core.networks.feature_maps`.
+
+    Raises:
+        MissingModelError, WeightsError: its file is missing or damaged.
+    """
+    from ..core.networks.feature_maps import open_features
+
+    with seeded():
+        return open_features(config.kind, config.weights, folders, config.architecture)
+
+
 @contextmanager
 def seeded(seed: int = 0) -> Iterator[None]:
     """Initialise networks from a fixed seed, without touching the caller's generators."""
@@ -369,4 +392,4 @@ def _on(table: Any) -> Any:
     return table
 
 
-__all__ = ["LossStack", "LossesConfig"]
+__all__ = ["FeaturesConfig", "Logits", "LossStack", "LossesConfig", "names"]

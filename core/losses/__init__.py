@@ -16,6 +16,7 @@ from .adversarial import (
 from .artifact import artifact_loss, artifact_map
 from .autoencoded import CachedTarget, aesop_loss
 from .frequency import fdl_loss, frequency_distances, grid_loss, make_projections, relu_levels
+from .lpips import LPIPSFeatures, load_lpips, lpips_loss
 from .perceptual import LAYERS_REAL, LAYERS_SYNTHETIC, VGG19Features, load_vgg19, perceptual_loss
 from .pixel import l1_loss, low_pass_l1_loss, mse_loss, psnr_loss, psnr_y_loss
 from .relativistic import R1_WEIGHT, approximate_r1, r1_noise, ragan_critic_loss, ragan_generator_loss
@@ -30,6 +31,7 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
         "aesop": aesop_loss,
         "artifact": artifact_loss,
         "perceptual": perceptual_loss,
+        "lpips": lpips_loss,
         "relativistic": relativistic_generator_loss,
         "plain": plain_generator_loss,
         "ragan": ragan_generator_loss,
@@ -45,6 +47,7 @@ __all__ = [
     "R1_WEIGHT",
     "CachedTarget",
     "CriticTerms",
+    "LPIPSFeatures",
     "VGG19Features",
     "aesop_loss",
     "approximate_r1",
@@ -54,8 +57,10 @@ __all__ = [
     "frequency_distances",
     "grid_loss",
     "l1_loss",
+    "load_lpips",
     "load_vgg19",
     "low_pass_l1_loss",
+    "lpips_loss",
     "make_projections",
     "mean_over_processes",
     "mse_loss",

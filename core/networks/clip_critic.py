@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..checks import check_image, describe
 from ..compat import import_third_party
@@ -71,7 +72,7 @@ class ClipCritic(nn.Module):
     step. Only the heads have trainable parameters and enter `trainable_state`.
 
     Args:
-        features: frozen backbone.
+        features: frozen backbone: images to maps and an embedding (`FrozenFeatures`, or another of `feature_maps`).
         channels: of its maps and its embedding.
         hidden: width of the heads.
 
@@ -79,7 +80,7 @@ class ClipCritic(nn.Module):
         [B, 3, H, W] in [0, 1] -> logits [B, H/16, W/16], [B, H/32, W/32], [B, H/64, W/64], [B, 1].
     """
 
-    def __init__(self, features: FrozenFeatures, channels: tuple[int, ...], hidden: int = HEAD_CHANNELS) -> None:
+    def __init__(self, features: nn.Module, channels: tuple[int, ...], hidden: int = HEAD_CHANNELS) -> None:
         super().__init__()
         self.features = features
         self.heads = CriticHeads(channels, hidden)
@@ -100,6 +101,19 @@ class ClipCritic(nn.Module):
             self.heads.train(was_training)
             for parameter, value in zip(self.heads.parameters(), wanted, strict=True):
                 parameter.requires_grad_(value)
+
+    @torch.no_grad()
+    def iterate_power(self) -> None:
+        """One power iteration of every spectral norm; the heads are in eval mode afterwards, so that forward passes make none.
+
+        Called once per step, it makes the norms a function of the step alone: passes over parts of a batch, or over parts in
+        several processes, all see the same weights.
+        """
+        self.heads.train()
+        for module in self.heads.modules():
+            if is_parametrized(module, "weight"):
+                _ = module.weight  # reading it in train mode is the iteration
+        self.heads.eval()
 
     def trainable_state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: the heads alone."""

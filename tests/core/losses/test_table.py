@@ -27,6 +27,18 @@ class Features(nn.Module):
         return {"first": first, "second": self.second(torch.tanh(first))}
 
 
+class Stages(nn.Module):
+    """Two stages of unit vectors with channel weights, as LPIPS has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = Features()
+        self.linear = nn.ParameterList([torch.tensor([0.5, 1.0, 0.2, 0.1]), torch.tensor([0.3, 0.7, 0.4, 0.9])])
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [F.normalize(level, dim=1) for level in self.maps(image, ("first", "second")).values()]
+
+
 class Coder(nn.Module):
     """A smooth auto-encoder: 4x4 means, a curve, and back."""
 
@@ -53,6 +65,9 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         gt,
         Features().to(gt.dtype).requires_grad_(False).eval(),
         {"first": 0.5, "second": 1.0},
+    ),
+    "lpips": lambda sr, gt: LOSSES["lpips"](
+        sr, gt, Stages().to(torch.promote_types(gt.dtype, torch.float32)).requires_grad_(False).eval()
     ),
     "relativistic": lambda sr, gt: LOSSES["relativistic"](logits(sr), logits(gt)),
     "plain": lambda sr, gt: LOSSES["plain"](logits(sr)),
