@@ -8,7 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
-from .terminal import OK, STOPPED, WRONG, JsonFile, Progress, Quiet, as_folder, complain, ctrl_c_asks, say, write_json
+from .shown import keep_previews, not_kept, texts
+from .terminal import (
+    OK,
+    STOPPED,
+    WRONG,
+    JsonFile,
+    Progress,
+    Quiet,
+    as_folder,
+    check_reports,
+    complain,
+    ctrl_c_asks,
+    say,
+    write_json,
+)
 
 
 def run(
@@ -32,17 +46,22 @@ def run(
             show_default=False,
         ),
     ] = None,
+    previews: Annotated[
+        bool, typer.Option("--previews", help="Keep the pictures of preview nodes as well, in DIR/previews.")
+    ] = False,
     quiet: Quiet = False,
     json_file: JsonFile = None,
 ) -> None:
     """Run a saved workflow without ComfyUI.
 
     The whole workflow is checked before anything runs. An error names node id, class and input. The first Ctrl-C stops at
-    the next step and keeps finished results.
+    the next step and keeps finished results. What save nodes write goes to DIR, texts are printed, and previews are named but
+    not kept without --previews.
     """
     from ..runner import WorkflowError, WorkflowInterrupted, run_workflow
 
     folder = as_folder(out)
+    check_reports(json_file)
     code, error, result = OK, "", None
     try:
         result = run_workflow(file, sets=sets or (), out_dir=folder, input_dirs=inputs or (), quiet=quiet)
@@ -52,10 +71,12 @@ def run(
         code, error, result = STOPPED, str(stop), stop.partial
     report: dict[str, Any] = {"workflow": str(file), "out": str(folder), "error": error or None}
     if result is not None:
-        for path in result.files:
-            say(str(path), quiet)
+        files = result.files + (keep_previews(result.previews, result.titles, folder) if previews else [])
+        lost = "" if previews else not_kept(result.previews, result.titles)
+        for line in [*texts(result.outputs, result.titles), *map(str, files), *([lost] if lost else [])]:
+            say(line, quiet)
         report |= {
-            "files": [str(path) for path in result.files],
+            "files": [str(path) for path in files],
             "executed": result.executed,
             "cached": result.cached,
             "warnings": result.warnings,
@@ -142,6 +163,7 @@ def train(
     recipe, settings = load_config(config, sets or [])
     folder = as_folder(out) if out else Path("runs") / f"{settings.name}-{config_hash(settings)}"
     check_writable(folder)
+    check_reports(json_file)
     quiet = quiet or os.environ.get("RANK", "0") != "0"  # with several processes, the first one speaks
     if resume:
         found = checkpoints(folder)

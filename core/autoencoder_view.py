@@ -61,12 +61,13 @@ def autoencoder_view(gt: Tensor, out: Tensor, *, scale: int, gain: float = 4.0) 
     panels = side_by_side(
         {"picture": gt, "after the auto-encoder": kept, f"removed, x{gain:g}": removed},
         panel_px=_PANEL_PX,
-        title=f"PSNR-Y {facts['psnr_y']:.2f} dB, detail kept {100 * facts['high_frequency_kept']:.0f} %",
+        title=f"PSNR-Y {facts['psnr_y']:.2f} dB, energy of fine detail kept {100 * facts['high_frequency_kept']:.0f} %",
     )
-    lines = {"reference": gt, "after the auto-encoder": kept, "removed": (gt - out + 0.5).clamp(0, 1)}
+    lines = {"picture": gt, "after the auto-encoder": kept, "removed": (gt - out + 0.5).clamp(0, 1)}
     series = {name: _points(image) for name, image in lines.items()}
     distance = {"after the auto-encoder": float(log_spectral_distance(kept, gt))}
-    below = spectra(series, distances=distance, grid_px=(2 * scale,), title="radial power spectra")
+    limit = {f"finest detail of the low-resolution picture (1/{2 * scale})": 1 / (2 * scale)}
+    below = spectra(series, distances=distance, grid_px=(), marks=limit, reference="picture", title="radial power spectra")
     return paste_rows([panels, fit(below, panels.width, panels.width)], gap=8)
 
 

@@ -125,6 +125,8 @@ def spectra(
     *,
     distances: Mapping[str, float] | None = None,
     grid_px: Sequence[int] = (8, 16),
+    marks: Mapping[str, float] | None = None,
+    reference: str = "reference",
     title: str = "",
 ) -> Image.Image:
     """Radial power spectra over spatial frequency, with lines where a grid of 8 or 16 pixels would put energy.
@@ -133,6 +135,8 @@ def spectra(
         series: label -> (frequency in cycles per pixel, power in dB) points.
         distances: label -> log-spectral distance to the reference in dB, shown in the legend.
         grid_px: periods whose harmonics k / period get a thin line.
+        marks: label -> frequency in cycles per pixel of further lines.
+        reference: label of the curve drawn in black.
         title: above the picture.
 
     Returns:
@@ -146,7 +150,7 @@ def spectra(
         apart = (distances or {}).get(name)
         label = name if apart is None else f"{name} (LSD {apart:.2f} dB)"
         style: dict[str, Any] = (
-            {"color": "black", "linewidth": 2.2} if name == "reference" else {"color": f"C{index}", "linewidth": 1.5}
+            {"color": "black", "linewidth": 2.2} if name == reference else {"color": f"C{index}", "linewidth": 1.5}
         )
         axes.plot([x for x, _ in points], [y for _, y in points], label=label, **style)
     seen: set[float] = set()
@@ -157,6 +161,8 @@ def spectra(
         for number, place in enumerate(places):
             label = f"{period} px grid and harmonics" if number == 0 else None
             axes.axvline(place, linewidth=0.9, label=label, zorder=0, **look)
+    for label, place in (marks or {}).items():
+        axes.axvline(place, linewidth=1.1, label=label, zorder=0, color="0.4", linestyle="-.")
     axes.set_xlabel("spatial frequency (cycles per pixel)")
     axes.set_ylabel("power (dB)")
     axes.set_title(title)

@@ -28,6 +28,8 @@ class RunResult:
     Attributes:
         outputs: node id -> its `ui` result, e.g. {"images": [{"filename", "subfolder", "type"}]}, as in /history.
         files: files that the run's output nodes name in the output folder, in order.
+        previews: node id -> pictures in the temporary folder, which is gone when the program ends.
+        titles: node id -> title of the nodes with a result.
         executed: ids of nodes that ran, in order.
         cached: ids of nodes whose results were known.
         warnings: things worth telling the user that stopped nothing.
@@ -35,6 +37,8 @@ class RunResult:
 
     outputs: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
+    previews: dict[str, list[Path]] = field(default_factory=dict)
+    titles: dict[str, str] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -216,8 +220,10 @@ class Executor:
             self._known[key] = self._run_node(graph, node_id, pnginfo, host)
             outcome.executed.append(node_id)
         if self._known[key].ui:
-            outcome.outputs[node_id] = self._known[key].ui
-            outcome.files += [path for path in _output_files(self._known[key].ui, host) if path not in outcome.files]
+            outcome.outputs[node_id], outcome.titles[node_id] = self._known[key].ui, title
+            outcome.files += [path for path in _files(self._known[key].ui, "output", host) if path not in outcome.files]
+            if previews := list(_files(self._known[key].ui, "temp", host)):
+                outcome.previews[node_id] = previews
         if isinstance(host, LocalHost):
             host.node_finished()
 
@@ -316,8 +322,9 @@ def _as_workflow_error(error: Exception, node_id: str, class_type: str, inputs: 
     return WorkflowError(text, node_id=node_id, class_type=class_type)
 
 
-def _output_files(ui: Mapping[str, list[Any]], host: Host) -> Iterator[Path]:
-    """Paths of the entries of a `ui` result that lie in the output folder."""
+def _files(ui: Mapping[str, list[Any]], kind: str, host: Host) -> Iterator[Path]:
+    """Paths of the entries of a `ui` result that lie in the folder "output" or "temp"."""
     for entry in itertools.chain.from_iterable(ui.values()):
-        if isinstance(entry, dict) and entry.get("type") == "output" and "filename" in entry:
-            yield host.output_dir() / entry.get("subfolder", "") / entry["filename"]
+        if isinstance(entry, dict) and entry.get("type") == kind and "filename" in entry:
+            folder = host.output_dir() if kind == "output" else host.temp_dir()
+            yield folder / entry.get("subfolder", "") / entry["filename"]

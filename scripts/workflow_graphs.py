@@ -164,7 +164,7 @@ def view_autoencoder() -> Graph:
         "1": node("LoadImage", image=EXAMPLE),
         "2": node("AlignSRAESOPAutoEncoder", model_name=AUTOENCODER),
         "3": node("AlignSRAEView", autoencoder=["2", 0], image=["1", 0]),
-        "4": node("PreviewImage", "What it keeps and removes", images=["3", 0]),
+        "4": node("SaveImage", "What it keeps and removes", images=["3", 0], filename_prefix="alignsr/autoencoder"),
         "5": node("PreviewImage", "Removed part", images=["3", 2]),
         "6": node("PreviewAny", "Health", source=["3", 3]),
     }
@@ -325,7 +325,8 @@ GRAPHS: dict[str, tuple[Graph, str]] = {
     "view-autoencoder": (
         view_autoencoder(),
         "## What does the auto-encoder do?\n\nThe sheet shows a picture, what comes back from the auto-encoder, what it removed "
-        "(AESOP's loss does not punish a network for differing there) and the spectra of all three. Choose a sharp picture.\n\n"
+        "(AESOP's loss does not punish a network for differing there) and the spectra of all three. Choose a sharp picture; "
+        "the sheet is saved in `output/alignsr`.\n\n"
         "- **Health**: PSNR of what comes back, share of fine detail kept, pixels out of range\n"
         "- a good one keeps shapes and colours, and removes texture only",
     ),

@@ -186,6 +186,39 @@ def test_a_long_job_says_now_and_then_how_far_it_is(monkeypatch: pytest.MonkeyPa
     assert upscale("--overwrite", "--quiet").err == ""
 
 
+def test_what_a_workflow_only_shows_is_printed_and_kept_on_request() -> None:
+    nodes = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},
+        "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}, "_meta": {"title": "My (first) view"}},
+        "3": {"class_type": "PreviewAny", "inputs": {"source": ["1", 1]}, "_meta": {"title": "Mask"}},
+        "4": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+    }
+    Path("wf.json").write_text(json.dumps(nodes))
+    done = call("run", "wf.json", "--out", "out")
+    assert done.code == 0
+    assert "previews not kept: My (first) view; --previews saves them in previews/" in done.err.splitlines()
+    assert any(line.startswith("Mask:") for line in done.err.splitlines())
+    assert not Path("out/previews").exists()
+    for number in (1, 2):
+        kept = call("run", "wf.json", "--out", "out", "--previews", "--json", "-")
+        assert "not kept" not in kept.err
+        files = json.loads(kept.out)["files"]
+        assert files == [str(Path(f"out/x_{number + 1:05}_.png")), str(Path(f"out/previews/my-first-view_{number:05}_.png"))]
+        assert Image.open(files[1]).size == Image.open("a.png").size
+    assert call("run", "wf.json", "--out", "out", "--quiet").err == ""
+
+
+def test_long_texts_are_cut_and_empty_ones_left_out() -> None:
+    from alignsr.cli.shown import MAX_LINES, texts
+
+    long = "\n".join(map(str, range(MAX_LINES + 5)))
+    shown = texts({"1": {"text": [long]}, "2": {"text": [""]}, "3": {"text": ["one line"]}}, {"1": "Log", "3": "Weights"})
+    assert shown[1:] == ["Weights: one line"]
+    assert shown[0].splitlines()[0] == "Log:"
+    assert shown[0].splitlines()[-1] == "... 5 more lines; --json FILE holds them"
+    assert len(shown[0].splitlines()) == MAX_LINES + 2
+
+
 def test_a_workflow_names_its_nodes_where_stderr_is_no_terminal() -> None:
     nodes = {
         "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}, "_meta": {"title": "My photo"}},

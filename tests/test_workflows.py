@@ -268,6 +268,7 @@ def check_aesop(name, result, written, out):
     elif name == "upscale-with-aesop":
         assert written == {"alignsr/aesop_00001_.png"} and '"scale": 4' in result.outputs["7"]["text"][0]
     elif name == "view-autoencoder":
+        assert written == {"alignsr/autoencoder_00001_.png"}
         assert json.loads(result.outputs["6"]["text"][0])[0].keys() == {"psnr_y", "high_frequency_kept", "out_of_range"}
     elif name == "aesop-ablation":
         wanted = {"ablation-ldl", *(f"ablation-{m}{end}" for m in "abc" for end in ("", "-autoencoder"))}

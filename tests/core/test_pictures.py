@@ -135,6 +135,10 @@ def test_spectra_draw_every_curve_and_the_grid():
     orange = (np.abs(pixels(more) - np.array([255, 127, 14])).sum(-1) < 40).sum()
     assert orange > 300 and (np.abs(pixels(plain) - np.array([255, 127, 14])).sum(-1) < 40).sum() == 0
     without_grid = spectra({"reference": line}, grid_px=())
+    renamed = spectra({"picture": line}, grid_px=(), reference="picture")
+    assert (pixels(renamed).max(-1) < 30).sum() > 0.8 * (pixels(without_grid).max(-1) < 30).sum(), "black, whatever its name"
+    marked = spectra({"reference": line}, grid_px=(), marks={"limit": 0.25})
+    assert (pixels(marked) != pixels(without_grid)).any(-1).any(0)[440:520].any(), "a line at half the width"
     assert not np.array_equal(pixels(plain), pixels(without_grid))
     with pytest.raises(ValueError, match=r"^series: expected"):
         spectra({})
