@@ -23,7 +23,7 @@ from .data import PairData, sample_seed
 from .hooks import Hooks, SilentHooks, TrainResult
 from .optimize import learning_rate, make_average, make_optimizer
 from .prefetch import Prefetch
-from .processes import average_gradients, averaged_over_processes, share_state
+from .processes import average_gradients, averaged_over_processes, make_accelerator, share_state
 from .state import TrainState, checkpoints
 
 __all__ = ["Hooks", "Loop", "NonFiniteError", "SilentHooks", "Stopped", "TrainResult", "Trained", "learning_rate", "make_average"]
@@ -75,8 +75,6 @@ class Loop:
     def __init__(
         self, config: Any, run: RunConfig, parts: Mapping[str, Trained], folder: Path, hooks: Hooks, resume: bool = False
     ) -> None:
-        from ..core.compat import import_accelerate
-
         self.config, self.run, self.parts, self.folder, self.hooks = config, run, dict(parts), folder, hooks
         self.hash = config_hash(config)
         if checkpoints(folder) and not resume:
@@ -85,8 +83,7 @@ class Loop:
             )
         if run.num_threads:
             torch.set_num_threads(run.num_threads)
-        # precision is ours (torch.autocast): accelerate keeps one global setting per process, and a server trains more than once
-        self.accelerator = import_accelerate().Accelerator(mixed_precision="no")
+        self.accelerator = make_accelerator()
         self.device: torch.device = self.accelerator.device
         self.is_main: bool = self.accelerator.is_main_process
         for part in self.parts.values():
@@ -147,8 +144,9 @@ class Loop:
         while self.state.step < self.run.steps:
             self._sums, self._updated, self._noted = {}, False, False
             self._buffers = {p.module: [b.detach().clone() for b in p.module.buffers()] for p in self.parts.values()}
-            # what a network draws (stochastic depth, dropout) is a function of step and process, not of what came before
-            torch.manual_seed(sample_seed(self.run.seed, self.state.step) + int(self.accelerator.process_index))
+            # what a network draws is a function of the step, not of what came before; processes start alike, so that a layer can
+            # draw for the samples of all of them and take its own (StochasticDepth), as one process would
+            torch.manual_seed(sample_seed(self.run.seed, self.state.step))
             for name, part in self.parts.items():
                 rate = learning_rate(self.state.step, self.run.steps, part.optimizer.learning_rate, part.schedule)
                 for group in self.optimizers[name].param_groups:

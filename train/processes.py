@@ -4,13 +4,46 @@ The parts of a recipe are plain modules, not wrapped ones: a discriminator that 
 seen twice before one backward pass, is not what wrappers that watch forward passes are made for.
 """
 
+import logging
+import os
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
 from ..core.networks.normalization import world_size
+
+LOGGER = logging.getLogger("alignsr")
+
+
+def make_accelerator() -> Any:
+    """Accelerate's `Accelerator`, after joining the other processes of a launcher, on GPUs or on the CPU.
+
+    By itself Accelerate joins processes on the CPU only where ACCELERATE_USE_CPU is set: without it, those of `torchrun` on a
+    machine without a GPU would all train alone, into one folder.
+
+    Raises:
+        RuntimeError: a launcher started several processes and Accelerate joined none.
+    """
+    from ..core.compat import import_accelerate
+
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    on_cpu = started > 1 and not torch.accelerator.is_available()
+    # precision is ours (torch.autocast): accelerate keeps one global setting per process, and a server trains more than once
+    accelerator = import_accelerate().Accelerator(cpu=on_cpu, mixed_precision="no")
+    if int(accelerator.num_processes) != started > 1:
+        raise RuntimeError(
+            f"processes: expected {started} that train together, got {accelerator.num_processes}; start them with torchrun or "
+            "accelerate launch, and none before them in the same program"
+        )
+    if started == 1 and "MASTER_ADDR" in os.environ and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        LOGGER.warning(
+            "this is one process: `accelerate launch --cpu` starts no more, whatever --num_processes says; "
+            "use `torchrun --standalone --nproc_per_node N -m alignsr train ...`"
+        )
+    return accelerator
 
 
 def share_state(module: nn.Module) -> None:

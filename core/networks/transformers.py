@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVa
 from ..checks import check_image, check_positive_int
 from ..compat import import_third_party
 from ..images import pad_to_multiple
+from .stochastic_depth import StochasticDepth
 
 
 def swinir(
@@ -108,6 +109,8 @@ def _build(kind: str, scale: int, options: Mapping[str, Any], widths: Sequence[i
     for module in network.modules():
         if type(module).__name__ == "WindowAttention":
             module.register_forward_pre_hook(_mask_like_input, with_kwargs=True)
+        if type(getattr(module, "drop_path", None)).__name__ == "DropPath":
+            module.drop_path = StochasticDepth(module.drop_path.drop_prob)
     if checkpoint_blocks:
         for group in network.layers:
             group.forward = functools.partial(checkpoint, group.forward, use_reentrant=False)

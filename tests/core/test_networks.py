@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignsr.core.networks import NETWORKS, build_network
+from alignsr.core.networks import NETWORKS, build_network, stochastic_depth
 from alignsr.core.networks.autoencoder import AutoEncoder, build_autoencoder, start_as_average
 from alignsr.core.networks.discriminators import DISCRIMINATORS, UNetDiscriminatorSN, VGGDiscriminator, build_discriminator
 from alignsr.core.networks.normalization import BatchNorm2d, SpectralConv2d
 from alignsr.core.networks.rrdb import RRDBNet
 from alignsr.core.networks.srresnet import MSRResNet
+from alignsr.core.networks.stochastic_depth import StochasticDepth
 from alignsr.core.resize import imresize
 from reference.formula import S, U, load_formula_weights
 
@@ -179,6 +180,61 @@ def test_stochastic_depth_is_on_in_training_only(name):
         assert any(not torch.equal(trained[0], other) for other in trained[1:])
         network.eval()
         assert torch.equal(network(lq), network(lq))
+
+
+def rates(network: nn.Module) -> list[float]:
+    return [module.rate for module in network.modules() if isinstance(module, StochasticDepth)]
+
+
+def test_rates_of_stochastic_depth_rise_to_a_tenth():
+    """Specification 3.5: SwinIR per block; DRCT per group, the first of its six, for its five blocks; 0 has no layer."""
+    line = torch.linspace(0, 0.1, 36).tolist()
+    with torch.device("meta"):
+        blocks, groups = (rates(NETWORKS[name]()) for name in ("swinir", "drct"))
+    assert blocks == pytest.approx(line[1:])
+    assert groups == pytest.approx([line[6 * group] for group in range(1, 6) for _ in range(5)])
+
+
+@pytest.mark.parametrize("name", ["swinir", "drct"])
+@pytest.mark.parametrize("checkpoint_blocks", [False, True])
+def test_two_processes_leave_out_what_one_with_all_samples_does(name, checkpoint_blocks, monkeypatch):
+    """Their generators start alike; here one process plays both."""
+    network = tiny(name, drop_path_rate=0.5, depths=[4, 4], checkpoint_blocks=checkpoint_blocks).train()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight *= 8 if weight.ndim == 2 else 1  # branches that weigh something: they start near nothing
+    lq = U("networks/lq", 4, 3, 8, 8)
+
+    def trained(part: Tensor) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(1)
+        network.zero_grad()
+        result = network(part)
+        result.square().sum().backward()
+        return result.detach(), torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+    whole, gradient = trained(lq)
+    monkeypatch.setattr(stochastic_depth, "world_size", lambda: 2)
+    halves = []
+    for rank in range(2):
+        monkeypatch.setattr(stochastic_depth, "process_index", lambda rank=rank: rank)
+        halves.append(trained(lq[2 * rank : 2 * rank + 2]))
+    assert torch.allclose(torch.cat([half for half, _ in halves]), whole, atol=1e-5)
+    assert (halves[0][1] + halves[1][1] - gradient).norm() < 1e-5 * gradient.norm()
+    monkeypatch.setattr(stochastic_depth, "process_index", lambda: 0)
+    assert not torch.allclose(trained(lq[2:])[0], whole[2:], atol=1e-2), "the draws of the other half"
+
+
+def test_stochastic_depth_by_hand():
+    layer = StochasticDepth(0.25)
+    x = torch.ones(4000, 2, 3)
+    torch.manual_seed(0)
+    out = layer(x)
+    assert out.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert torch.equal(out.amin((1, 2)), out.amax((1, 2))), "a sample is left out as a whole"
+    assert out.mean().item() == pytest.approx(1, abs=0.03)
+    assert torch.equal(layer.eval()(x), x)
+    with pytest.raises(ValueError, match="rate: expected at least 0 and below 1, got 1"):
+        StochasticDepth(1.0)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from train_helpers import make_pictures
 
 from alignsr.core.weights import load_state_dict
+from alignsr.train.processes import make_accelerator
 from alignsr.train.recipes import load_config
 from alignsr.train.state import checkpoints
 
@@ -22,9 +24,10 @@ COMMON = {
     "optimizer.learning_rate": 1e-3,
     "discriminator.optimizer.learning_rate": 1e-3,
 }
-CASES = {  # the relativistic means and the batch statistics cover both processes
+CASES = {  # the relativistic means, the batch statistics and the draws of stochastic depth cover both processes
     "tiny-aesop-rrdb-128": {"losses.adversarial.average": '"global"'},
     "tiny-aesop-real-ldl-matched": {},
+    "tiny-aesop-swinir-256": {"losses.adversarial.average": '"global"', "model.options.drop_path_rate": 0.5},
 }
 
 
@@ -42,7 +45,9 @@ def test_two_processes_equal_one_with_a_doubled_batch(name, tmp_path):
     sets = sets_of(pictures, 2, **CASES[name])
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "alignsr", "train"]
     command = [*launch, name, *(part for item in sets for part in ("--set", item)), "--out", str(tmp_path / "two"), "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"}, check=False)
+    # without a GPU the command of README is enough; with one, it takes this variable to do without
+    environment = os.environ | ({"ACCELERATE_USE_CPU": "true"} if torch.accelerator.is_available() else {})
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[:3000]
     lines = (tmp_path / "two" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     for ours, theirs in zip(one.logs, map(json.loads, lines), strict=True):
@@ -56,3 +61,21 @@ def test_two_processes_equal_one_with_a_doubled_batch(name, tmp_path):
         difference = (a[key].double() - b[key].double()).abs()
         assert float(difference.mean()) < 1e-5, key
         assert float(difference.max()) < 1e-3, key
+
+
+def test_processes_that_would_train_alone_are_an_error(monkeypatch):
+    """Accelerate was initialised before, for one process; two would write into one folder."""
+    make_accelerator()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="processes: expected 2 that train together, got 1; start them with torchrun"):
+        make_accelerator()
+
+
+def test_one_process_in_place_of_several_is_told(monkeypatch, caplog):
+    """`accelerate launch --cpu --num_processes 2` starts one; these variables are what it leaves."""
+    make_accelerator()
+    assert not caplog.records
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    make_accelerator()
+    assert "this is one process: `accelerate launch --cpu` starts no more" in caplog.text
