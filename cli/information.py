@@ -10,7 +10,7 @@ from .command import Command
 from .terminal import Progress, Quiet, find_weights, say
 
 models = typer.Typer(
-    help="Which models there are, whether one loads, and how to get more. Without a subcommand: list.",
+    help="Which models there are, whether one loads, how to get more and how to pass one on. Without a subcommand: list.",
     rich_markup_mode=None,
     invoke_without_command=True,
 )
@@ -97,6 +97,27 @@ def download(
         )
     verified = "as published" if item.sha256 else "no published checksum to compare with"
     say(f"{path}\nlicence: {item.licence}\nsha256: {digest} ({verified})", quiet)
+
+
+@models.command("export", cls=Command)
+def export(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model in the model folders, or a path.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Name to write, ending in .safetensors.", show_default=False)],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write an RRDBNet, SwinIR or DRCT as ComfyUI's own Load Upscale Model reads it.
+
+    Takes weights of ours and released .pth files. Put FILE into ComfyUI's models/upscale_models.
+    """
+    from ..core.networks.official import export_for_comfy
+
+    if to.suffix.lower() != ".safetensors":
+        raise ValueError(f"--to: expected a name ending in .safetensors, got {to}; choose another name")
+    if to.exists() and not overwrite:
+        raise FileExistsError(f"--to: expected a new file, got {to}, which exists; choose another name or pass --overwrite")
+    path = export_for_comfy(find_weights(name), to)
+    say(f"{path}\nloads strictly in spandrel, which ComfyUI's Load Upscale Model uses", quiet)
 
 
 def nodes(

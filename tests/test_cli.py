@@ -51,7 +51,9 @@ def photos(tmp_path: Path) -> Path:
 # the whole
 
 
-@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS), ("models", "check"), ("models", "download")])
+@pytest.mark.parametrize(
+    "command", [(), *((name,) for name in COMMANDS), ("models", "check"), ("models", "download"), ("models", "export")]
+)
 def test_help_everywhere(command: tuple[str, ...]) -> None:
     done = call(*command, "--help")
     assert done.code == 0
@@ -484,6 +486,39 @@ def test_models_are_listed_and_checked(tmp_path: Path, monkeypatch: pytest.Monke
     assert checked["parameters"] == found["mine.safetensors"]["parameters"]
     assert len(checked["sha256"]) == 64
     assert call("models", "check", "broken").code == 1
+
+
+def test_models_are_exported_for_comfyuis_own_loader(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alignsr.core.compat import import_spandrel
+    from alignsr.core.networks import build_network
+
+    options = {"scale": 4, "features": 8, "growth": 32, "blocks": 1}
+    torch.manual_seed(0)
+    network = build_network("rrdb", options)
+    source, target = tmp_path / "models" / "net.pth", tmp_path / "upscale_models" / "net.safetensors"
+    source.parent.mkdir()
+    torch.save({"params": {}, "params_ema": {f"module.{key}": value for key, value in network.state_dict().items()}}, source)
+    monkeypatch.setenv("ALIGNSR_MODELS", str(source.parent))
+    done = call("models", "export", "net.pth", "--to", target)
+    assert (done.code, done.errors) == (0, []), done.err
+    assert str(target) in done.err
+    loaded = import_spandrel().ModelLoader(device="cpu").load_from_file(target).model.eval()
+    lq = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(loaded(lq), network(lq), atol=1e-6)
+    again = call("models", "export", "net.pth", "--to", target)
+    assert again.code == 1
+    assert "which exists; choose another name or pass --overwrite" in again.err
+    assert call("models", "export", "net.pth", "--to", target, "--overwrite", "--quiet").err == ""
+    for name, to, said in (
+        (model, tmp_path / "x.safetensors", "expected a network of rrdb, swinir, drct, got a super-resolution network (lite)"),
+        (source, tmp_path / "x.pth", "--to: expected a name ending in .safetensors"),
+        ("gone.pth", tmp_path / "x.safetensors", "gone.pth"),
+    ):
+        refused = call("models", "export", name, "--to", to)
+        assert (refused.code, len(refused.errors)) == (1, 1)
+        assert said in refused.errors[0]
+        assert not to.exists()
 
 
 def test_nodes_are_described_as_object_info_would() -> None:
