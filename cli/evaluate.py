@@ -16,6 +16,7 @@ from .terminal import (
     Quiet,
     ScaleOption,
     TileOption,
+    check_reports,
     check_tiles,
     choose_device,
     choose_precision,
@@ -106,6 +107,7 @@ def evaluate(
 
     factor = whole_number(scale, "--scale")
     choice = choose(metrics)
+    check_reports(json_file, csv, markdown, picture)
     dataset = find_set(published) if published else ""
     _check_picture(picture, gt)
     methods = _methods(gt, sr or [], model or [], lq)

@@ -21,11 +21,13 @@ from .terminal import (
     ScaleOption,
     TileOption,
     as_folder,
+    check_reports,
     check_source,
     check_tiles,
     choose_device,
     choose_precision,
     complain,
+    existing_name,
     find_weights,
     say,
     whole_number,
@@ -38,7 +40,10 @@ DEFAULT_MODEL = "lite-x4"
 
 def upscale(
     source: Annotated[
-        Path, typer.Argument(metavar="FILE_OR_FOLDER", help="A picture, or a folder that is read with all its subfolders.")
+        Path,
+        typer.Argument(
+            metavar="FILE_OR_FOLDER", parser=existing_name, help="A picture, or a folder that is read with all its subfolders."
+        ),
     ],
     out: Annotated[
         str,
@@ -91,6 +96,7 @@ def upscale(
     check_positive_int(tile_px, "--tile-px", low=0)
     plan = plan_jobs(source, out)
     check_writable(plan[0].target.parent)
+    check_reports(json_file)
     path = find_weights(model)
     say(f"loading {path.stem} ...", quiet)  # seconds, for models that need diffusers
     backbone = move(load_backbone(path), where, dtype)
@@ -142,7 +148,9 @@ def upscale(
 
 
 def degrade(
-    source: Annotated[Path, typer.Argument(metavar="FILE_OR_FOLDER", help="A clean picture, or a folder of them.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE_OR_FOLDER", parser=existing_name, help="A clean picture, or a folder of them.")
+    ],
     out: Annotated[
         str,
         typer.Option(
@@ -189,6 +197,7 @@ def degrade(
     # every option is refused here, before a picture is read or skipped
     degrade_images(torch.zeros(2, 3, 8, 8), config, seeds=first_and_last, scale=scale, jpeg=jpeg)  # pyright: ignore[reportArgumentType]
     check_writable(plan[0].target.parent)
+    check_reports(json_file)
 
     def work(job: Job, on_tile: Callable[[int, int], None], notify: Callable[[str], None]) -> Mapping[str, Any]:
         del on_tile, notify

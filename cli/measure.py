@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from .evaluate import evaluate
-from .terminal import JsonFile, Quiet, say, write_json
+from .terminal import JsonFile, Quiet, check_reports, say, write_json
 
 __all__ = ["BENCHMARKS", "bench", "evaluate"]
 
@@ -56,6 +56,7 @@ def bench(
             typer.echo(f"{known:18} {item.about}" + (f" (needs -- {item.needs})" if item.needs else ""))
         return
     chosen = _choose(name)
+    check_reports(json_file)
     report: dict[str, Any] = {}
     failed: list[str] = []
     for known, item in chosen.items():

@@ -109,6 +109,28 @@ def as_folder(out: str, name: str = "--out") -> Path:
     return folder
 
 
+def existing_name(text: str) -> Path:
+    """A path from the command line; an empty text, such as an unset shell variable, is not the current folder."""
+    if not text:
+        raise typer.BadParameter("expected a path, got an empty text; . is the current folder")
+    return Path(text)
+
+
+def check_reports(*files: Path | None) -> None:
+    """Make sure that the reports can be written before the work that they are about.
+
+    Raises:
+        OSError: a file stands in the way, or the place is read-only.
+    """
+    from ..core.batch import check_writable
+
+    for file in files:
+        if file is not None and str(file) != "-":
+            if file.is_dir():
+                raise IsADirectoryError(f"{file}: expected the name of a file, got a folder; add a file name")
+            check_writable(file.parent)
+
+
 def check_source(source: Path) -> None:
     """Refuse a picture or folder that is not there before torch is imported, which takes seconds.
 

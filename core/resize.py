@@ -115,12 +115,15 @@ def imresize_uint8(x: Tensor, scale: float) -> Tensor:
 
     Raises:
         TypeError: not uint8.
+        ValueError: no pixels.
 
     Source:
         Specification aesop.md section 5 (the `matlab_uint8` form).
     """
     if x.dtype != torch.uint8:
         raise TypeError(f"x: expected a uint8 image, got {describe(x)}; use imresize for floating point")
+    if x.numel() == 0:
+        raise ValueError(f"x: expected at least one pixel, got {tuple(x.shape)}; check how it was cut")
     height, width = _sizes(x, scale, None)
     rows = _matrix(x.shape[-2], height, scale, "replicate")
     columns = _matrix(x.shape[-1], width, scale, "replicate")

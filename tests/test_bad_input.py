@@ -104,10 +104,10 @@ def png(width: int, height: int, data: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
-def tiff_with_nan(place: Place) -> Path:
+def tiff_with_nan(place: Place, folder: str = ".") -> Path:
     values = np.full((8, 8), 0.5, np.float32)
     values[3, 4] = np.nan
-    path = place.folder / "nan.tif"
+    path = place.folder / folder / "nan.tif"
     Image.fromarray(values).save(path)
     return path
 
@@ -160,10 +160,35 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
         lambda p: p.run(n1__image=str(p.write("cut.png", p.good.read_bytes()[:200]))),
         "node 1 (LoadImage), input 'image': expected a whole picture",
     ),
+    **{
+        f"{what}, {command}": (lambda p, a=arguments, n=name, d=data: a(p, p.write(n, d(p))), f"{name}: expected {expected}")
+        for what, name, data, expected in (
+            ("truncated PNG", "cut.png", lambda p: p.good.read_bytes()[:200], "a whole image"),
+            ("zero-byte file", "empty.png", lambda _: b"", "an image, got an empty file"),
+        )
+        for command, arguments in (
+            ("degrade", lambda p, path: ["degrade", path, "-o", p.out]),
+            ("demo", lambda p, path: ["demo", path, "-o", p.out, "-m", p.model]),
+        )
+    },
+    "truncated PNG, evaluate": (
+        lambda p: [
+            *("evaluate", "--gt", p.write("bad/a.png", p.good.read_bytes()[:200]).parent, "--sr", p.folder / "bad"),
+            *("--json", p.folder / "r.json"),
+        ],
+        "a.png: expected a whole image",
+    ),
+    "empty name of a picture": (lambda p: p.upscale(""), "expected a path, got an empty text"),
+    "empty name of a picture, degrade": (lambda p: ["degrade", "", "-o", p.out], "expected a path, got an empty text"),
     "zero-byte file": (lambda p: p.upscale(p.write("empty.png", b"")), "empty.png: expected an image, got an empty file"),
     "0x0 picture": (lambda p: p.upscale(p.write("none.png", png(0, 0))), "none.png: expected"),
     "0-wide picture": (lambda p: p.upscale(p.write("thin.png", png(0, 5))), "thin.png: expected"),
     "NaN pixels": (lambda p: p.upscale(tiff_with_nan(p)), "expected finite values, got 3 NaN"),
+    "NaN pixels, degrade": (lambda p: ["degrade", tiff_with_nan(p), "-o", p.out], "expected finite values, got"),
+    "NaN pixels, evaluate": (
+        lambda p: ["evaluate", "--gt", p.folder / "bad", "--sr", tiff_with_nan(p, "bad").parent],
+        "expected finite values, got",
+    ),
     "100-megapixel header": (lambda p: p.upscale(p.write("bomb.png", png(10000, 10000))), "expected fewer than 100000000 pixels"),
     "1-gigapixel header": (lambda p: p.upscale(p.write("bomb.png", png(40000, 40000))), "expected fewer than 100000000 pixels"),
     "100-megapixel header, run": (
@@ -276,6 +301,26 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
         lambda p: p.run(n3__model_name=wrong_shapes(p).name),
         f"{LOAD}, input 'model_name': ",
     ),
+    **{
+        f"{what}, {command}": (lambda p, a=arguments, w=weights: a(p, w(p)), expected)
+        for what, weights, expected in (
+            (
+                "truncated safetensors",
+                lambda p: p.write("cut.safetensors", p.model.read_bytes()[:5000]),
+                "cut.safetensors: expected",
+            ),
+            ("pickle that runs code", lambda p: pickled(p), "code.pth: expected a checkpoint of plain tensors"),
+        )
+        for command, arguments in (
+            ("run", lambda p, path: p.run(n3__model_name=path.name)),
+            (
+                "evaluate",
+                lambda p, path: ["evaluate", "--gt", p.folder / "pictures", "--lq", p.folder / "pictures", "--model", path],
+            ),
+            ("train", lambda p, path: p.train("", f'model.init="{path.as_posix()}"')),
+            ("demo", lambda p, path: ["demo", p.good, "-o", p.out, "-m", path]),
+        )
+    },
     "truncated safetensors": (
         lambda p: p.upscale(p.good, model=p.write("cut.safetensors", p.model.read_bytes()[:5000])),
         "cut.safetensors: expected a safetensors file, got 5000 bytes",
@@ -358,6 +403,24 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
         )
     },
     "unknown suffix of a result": (lambda p: ["upscale", p.write("a.gif", b"x"), "-o", p.out, "-m", p.model], "a.gif: expected"),
+    **{
+        f"a file in place of the report's folder, {command}": (
+            lambda p, a=arguments: [*a(p), "--json", p.write("file", "x") / "report.json"],
+            "which is a file; choose another output",
+        )
+        for command, arguments in (
+            ("upscale", lambda p: p.upscale(p.good)),
+            ("degrade", lambda p: ["degrade", p.good, "-o", p.out]),
+            ("evaluate", lambda p: ["evaluate", "--gt", p.folder / "pictures", "--sr", p.folder / "pictures"]),
+            ("run", lambda p: p.run()),
+            ("train", lambda p: p.train()),
+            ("bench", lambda _: ["bench", "tiling"]),
+        )
+    },
+    "a folder in place of the report": (
+        lambda p: [*p.upscale(p.good), "--json", p.folder / "pictures"],
+        "pictures: expected the name of a file, got a folder",
+    ),
     "alpha into JPEG": (
         lambda p: ["upscale", write_image(p.folder / "rgba.png", picture(8, 8, 4)), "-o", p.folder / "x.jpg", "-m", p.model],
         "expected a format with transparency",
@@ -439,6 +502,8 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
     "no such config": (lambda p: ["train", "no-such-config"], "expected a TOML file"),
     "no training pictures": (lambda p: p.train('recipe = "fidelity"\n[data]\nfolders = ["nowhere"]\n'), "data.folders"),
     "scale 0 in TOML": (lambda p: p.train("", "model.scale=0"), "scale: expected at least 1, got 0"),
+    "scale -1 in TOML": (lambda p: p.train("", "model.scale=-1"), "scale: expected at least 1, got -1"),
+    "scale 3.5 in TOML": (lambda p: p.train("", "model.scale=3.5"), "model.scale: expected int, got float 3.5"),
 }
 
 
@@ -527,6 +592,33 @@ def test_one_pixel_is_good_input(channels: int, place: Place) -> None:
     assert done.code == 0, done.err
     with Image.open(place.out / "one.png") as result:
         assert result.size == (4, 4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 30)])
+def test_the_demo_takes_the_smallest_pictures_too(size: tuple[int, int], place: Place) -> None:
+    small = write_image(place.folder / "small.png", picture(*size))
+    done = call("demo", small, "-o", place.out, "-m", place.model)
+    assert done.code == 0, done.err
+    report = json.loads((place.out / "report.json").read_text(encoding="utf-8"))
+    assert report["models"][0]["lr_psnr"] is None  # nothing is left to compare once the border is cut off
+    assert (place.out / report["side_by_side"]).is_file()
+
+
+@pytest.mark.parametrize("scale", [0, -1, 3.5, 17])
+def test_scales_that_the_degrade_node_refuses(scale: float) -> None:
+    instance: Any = NODE_CLASS_MAPPINGS["AlignSRDegrade"]()
+    with pytest.raises((ValueError, TypeError), match=r"scale: expected an integer in 1\.\.16, got"):
+        getattr(instance, instance.FUNCTION)(
+            image=torch.full((1, 8, 8, 3), 0.5), preset="bicubic", seed=0, scale=scale, jpeg="codec"
+        )
+
+
+@pytest.mark.parametrize("degradation", ["matlab", "realesrgan"])
+def test_a_training_picture_below_the_scale(degradation: str, place: Place) -> None:
+    write_image(place.folder / "bad" / "dot.png", picture(1, 3))
+    folder = (place.folder / "bad").as_posix()
+    done = call(*place.train("", f'data.folders=["{folder}"]', f'data.degradation="{degradation}"'))
+    check_refused(done, "dot.png: expected sides of at least 4 px, one pixel of its low-resolution form, got 1x3")
 
 
 def test_the_good_workflow_and_config_pass(place: Place) -> None:

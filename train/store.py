@@ -55,6 +55,11 @@ class ImageStore:
 
     def _decode(self, picture: Encoded) -> Tensor:
         pixels = to_rgb(picture.read().pixels)[0]
+        if min(pixels.shape[-2:]) < self.scale:
+            raise DataError(
+                f"{picture.label}: expected sides of at least {self.scale} px, one pixel of its low-resolution form, got "
+                f"{pixels.shape[-2]}x{pixels.shape[-1]}"
+            )
         height, width = (side - side % self.scale for side in pixels.shape[-2:])
         return (pixels[:, :height, :width] * 255).round().to(torch.uint8)
 

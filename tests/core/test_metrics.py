@@ -12,9 +12,9 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from alignsr.core.images import quantize_8bit, rgb_to_y
+from alignsr.core.images import crop_to_multiple, quantize_8bit, rgb_to_y
 from alignsr.core.metrics import METRICS, REWARD_METRICS, available, lr_psnr, psnr, score, score_many, ssim
-from alignsr.core.resize import imresize
+from alignsr.core.resize import imresize, imresize_uint8
 from paths import REFERENCE, SHARED
 from reference.formula import S, U
 
@@ -131,12 +131,21 @@ def test_official_numbers(image: str) -> None:
 @needs_data
 @pytest.mark.parametrize(
     ("collection", "scale", "low", "high", "structure"),
-    [("set5", 4, 28.42, 28.44, 0.810), ("set14", 4, 26.00, 26.10, 0.70), ("set5", 2, 33.65, 33.69, 0.93)],
+    [
+        ("set5", 4, 28.42, 28.44, 0.810),
+        ("set14", 4, 26.00, 26.10, 0.70),
+        ("set5", 2, 33.65, 33.69, 0.93),
+        ("set14", 2, 30.23, 30.34, 0.869),
+    ],
 )
 def test_published_bicubic_figures(collection: str, scale: int, low: float, high: float, structure: float) -> None:
     scores: list[tuple[float, float]] = []
     for path in sorted((DATA / collection / "hr").glob("*.png")):
         gt, lq = read(path), read(DATA / collection / f"lr_x{scale}" / path.name)
+        if gt.shape[-1] != lq.shape[-1] * scale or gt.shape[-2] != lq.shape[-2] * scale:
+            # three files of Set14 x2 were made before the ground truth was cut; MATLAB's own form makes those that fit
+            gt = crop_to_multiple(gt, scale)
+            lq = imresize_uint8((gt * 255).round().to(torch.uint8), 1 / scale).float() / 255
         sr = imresize(lq, scale)
         scores.append((our("psnr_y", sr, gt, scale), our("ssim_y", sr, gt, scale)))
     mean_psnr, mean_ssim = (sum(column) / len(scores) for column in zip(*scores, strict=True))
