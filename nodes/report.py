@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,12 @@ def _lines(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, An
         for record in records
         for image in record["images"]
     ]
-    return lines + ([("mean", dict(records[0]["mean"]))] if _has_mean(records) else [])
+    return lines + ([("mean", {**records[0]["mean"], "reward": _mean_reward(records[0])})] if _has_mean(records) else [])
+
+
+def _mean_reward(record: Mapping[str, Any]) -> float | None:
+    rewards = [image["reward"] for image in record["images"] if image.get("reward") is not None]
+    return math.fsum(rewards) / len(rewards) if rewards else None
 
 
 def _has_mean(records: Sequence[Mapping[str, Any]]) -> bool:

@@ -511,6 +511,8 @@ def test_report_files_belong_together(host):
     assert [row["name"] for row in rows] == ["candidate 1", "candidate 2", "mean"]
     assert float(rows[0]["psnr_y"]) == pytest.approx(json.loads(text)["images"][0]["scores"]["psnr_y"], rel=1e-5)
     assert max(len(row["psnr_y"]) for row in rows) <= 7, "six digits and the point"
+    rewards = [float(row["reward"]) for row in rows]
+    assert rewards[2] == pytest.approx(sum(rewards[:2]) / 2, rel=1e-5), "the line of means has one, as the table picture has"
     assert len(list(record_path.parent.iterdir())) == 10
 
 

@@ -33,7 +33,7 @@ def describe() -> dict:
     for node_id, node in NODE_CLASS_MAPPINGS.items():
         inputs = {}
         for name, kind, options, required in entries(node):
-            choices = "models on disk" if name == "model_name" else kind
+            choices = "models on disk" if name.endswith("_name") and isinstance(kind, list) else kind
             inputs[name] = {"type": choices, "required": required}
             inputs[name] |= {key: options[key] for key in ("default", "min", "max", "forceInput") if key in options}
         outputs = [list(pair) for pair in zip(node.RETURN_NAMES, node.RETURN_TYPES, strict=True)]
@@ -107,6 +107,19 @@ def test_help_page(node_id, node):
     listed = re.findall(r"^- \*\*(\w+)\*\*", text, flags=re.MULTILINE)
     assert listed == [name for name, *_ in entries(node)] + list(node.RETURN_NAMES)
     assert text.startswith("# ") and text.isascii()
+
+
+@every_node
+def test_defaults_on_the_help_page(node_id, node):
+    """Those that it names are the node's; the pages of losses and trainers name all."""
+    text = (ROOT / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8").partition("## Outputs")[0]
+    bullets = [" ".join(bullet.split()) for bullet in text.split("\n- ")]
+    said = dict(found.groups() for found in (re.match(r"\*\*(\w+)\*\*.*Default: `(.*?)`\.", b) for b in bullets) if found)
+    known = {name: options["default"] for name, _, options, _ in entries(node) if options.get("default", "") != ""}
+    known = {name: {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value) for name, value in known.items()}
+    if node.CATEGORY in ("AlignSR/losses", "AlignSR/training"):
+        assert said == known
+    assert said == {name: known[name] for name in said if name in known}
 
 
 def test_no_help_page_without_its_node():
