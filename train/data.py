@@ -137,10 +137,10 @@ class PairData:
         folder = Path(config.decoded_cache).expanduser() if config.decoded_cache else None
         self.store = ImageStore(sources, scale, config.cache_images, folder)
         self._order = ShardOrder([source.shard for source in sources], seed) if config.shards else None
-        self._windows = self._grid(sources) if config.subimage_px else None
-        self._pool: dict[int, Future[Pooled]] = {}
         self._lock = Lock()
         self._told: set[str] = set()
+        self._windows = self._grid(sources) if config.subimage_px else None
+        self._pool: dict[int, Future[Pooled]] = {}
 
     def check_held_out(self, minimum_px: int) -> None:
         """Read the validation pictures once, so that a bad one stops a run at its start and not hours later.
