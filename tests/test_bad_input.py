@@ -86,6 +86,11 @@ class Place:
         config = self.write("config.toml", text or f'recipe = "fidelity"\n[data]\nfolders = ["{data}"]\ngt_patch_px = 32\n')
         return ["train", config, "--out", self.out, *(part for item in sets for part in ("--set", item))]
 
+    def aesop(self, *sets: str) -> Arguments:
+        """Train against the AESOP losses on the pictures in data/, without VGG19, whose random weights take a second."""
+        items = (f'data.folders=["{(self.folder / "data").as_posix()}"]', "losses.perceptual.weight=0", *sets)
+        return ["train", "tiny-aesop-rrdb-128", "--out", self.out, *(part for item in items for part in ("--set", item))]
+
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
@@ -501,9 +506,51 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
     "folder as config": (lambda p: ["train", p.folder / "pictures"], "pictures: expected a TOML file, got a folder"),
     "no such config": (lambda p: ["train", "no-such-config"], "expected a TOML file"),
     "no training pictures": (lambda p: p.train('recipe = "fidelity"\n[data]\nfolders = ["nowhere"]\n'), "data.folders"),
+    # AESOP
+    "auto-encoder of another scale": (
+        lambda p: p.aesop("model.scale=2"),
+        "aesop.autoencoder: expected one of the network's scale 2, got random of scale 4",
+    ),
+    "auto-encoder that is none": (
+        lambda p: p.aesop(f'losses.aesop.autoencoder="{p.model.as_posix()}"'),
+        "model.safetensors: expected an auto-encoder, got a super-resolution network (lite)",
+    ),
+    "missing auto-encoder": (lambda p: p.aesop('losses.aesop.autoencoder="gone.pth"'), "gone.pth"),
+    "patch that is no multiple of 4": (
+        lambda p: p.aesop("data.gt_patch_px=34"),
+        "data.gt_patch_px: expected a multiple of model.scale 4, got 34",
+    ),
+    "patch that is no multiple of 4, auto-encoder": (
+        lambda p: ["train", "tiny-aesop-autoencoder", "--out", p.out, "--set", "data.gt_patch_px=34"],
+        "data.gt_patch_px: expected a multiple of model.scale 4, got 34",
+    ),
+    "patch of another size than the discriminator's": (
+        lambda p: p.aesop("data.gt_patch_px=48"),
+        "discriminator.input_px: expected data.gt_patch_px 48, got 32",
+    ),
+    "batch of 1 with batch normalisation": (
+        lambda p: p.aesop("run.batch_size=1"),
+        "run.batch_size: expected at least 2 over all processes for the batch normalisation",
+    ),
+    "damaged picture among the training pictures": (
+        lambda p: p.aesop() if p.write("data/a.png", p.good.read_bytes()[:60]) else [],
+        "a.png: not readable as an image",
+    ),
     "scale 0 in TOML": (lambda p: p.train("", "model.scale=0"), "scale: expected at least 1, got 0"),
     "scale -1 in TOML": (lambda p: p.train("", "model.scale=-1"), "scale: expected at least 1, got -1"),
     "scale 3.5 in TOML": (lambda p: p.train("", "model.scale=3.5"), "model.scale: expected int, got float 3.5"),
+}
+
+
+WHILE_TRAINING: dict[str, tuple[Callable[[Place], Arguments], str]] = {
+    "ground truth smaller than the patch": (
+        lambda p: p.aesop("data.gt_patch_px=64", "discriminator.input_px=64", "data.subimage_px=0"),
+        "picture_0.png: expected sides of at least 64 px, got 48x48",
+    ),
+    "training that diverges": (
+        lambda p: p.aesop("optimizer.learning_rate=1e30", "run.steps=3", "run.validate_every=0", "run.preview_every=0"),
+        "step 2: term aesop of generator is not finite for picture_0.png",
+    ),
 }
 
 
@@ -524,6 +571,13 @@ def check_refused(done: Outcome, expected: str) -> None:
     assert len(done.errors) == 1, done.err
     assert expected in done.errors[0]
     assert len(done.errors[0]) < 700
+
+
+@pytest.mark.parametrize("row", WHILE_TRAINING)
+def test_bad_input_that_shows_while_training_is_one_clear_message(row: str, place: Place) -> None:
+    build, expected = WHILE_TRAINING[row]
+    make_pictures(place.folder / "data", 2)
+    check_refused(call(*build(place)), expected)
 
 
 @pytest.mark.parametrize("row", ROWS)

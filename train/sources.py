@@ -2,11 +2,13 @@
 
 import io
 import re
+import struct
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
+from typing import IO
 
 from PIL import Image
 
@@ -62,15 +64,43 @@ class Encoded:
         return read_image(self.label, self.content())
 
     def sides(self) -> tuple[int, int]:
-        """(height, width) from the header alone, turned as the EXIF block says.
+        """(height, width), turned as the EXIF block says, without decoding the pixels.
 
         Raises:
             OSError: not an image.
         """
         content = self.content()
-        with Image.open(self.path if content is None else io.BytesIO(content)) as opened:
-            width, height = opened.size
-            return (width, height) if opened.getexif().get(_ORIENTATION, 1) >= _FIRST_QUARTER_TURN else (height, width)
+        try:
+            with open(self.path, "rb") if content is None else io.BytesIO(content) as file, Image.open(file) as opened:
+                width, height = opened.size
+                turned = _exif(opened, file).get(_ORIENTATION, 1) >= _FIRST_QUARTER_TURN
+                return (width, height) if turned else (height, width)
+        except (SyntaxError, ValueError, struct.error, EOFError, Image.DecompressionBombError) as error:
+            raise OSError(f"damaged: {error}") from error
+
+
+def _exif(opened: Image.Image, file: IO[bytes]) -> Image.Exif:
+    """The EXIF block; Pillow decodes the whole of every PNG to look for one behind the pixels, which is rarely there."""
+    if opened.format == "PNG" and not _has_metadata_behind_pixels(file):
+        return Image.Image.getexif(opened)
+    return opened.getexif()
+
+
+def _has_metadata_behind_pixels(png: IO[bytes]) -> bool:
+    """Whether a chunk that may tell the orientation follows the first one with pixels; only heads of chunks are read."""
+    place, png_position, seen = 8, png.tell(), False  # the first chunk follows a signature of 8 bytes
+    try:
+        while True:
+            png.seek(place)
+            head = png.read(8)
+            if len(head) < 8 or head[4:] == b"IEND":
+                return False
+            seen = seen or head[4:] == b"IDAT"
+            if seen and head[4:] in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
+                return True
+            place += 12 + int.from_bytes(head[:4], "big")
+    finally:
+        png.seek(png_position)
 
 
 @dataclass(frozen=True)

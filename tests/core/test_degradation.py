@@ -225,9 +225,10 @@ def test_target_is_sharpened_where_asked(gt: Tensor) -> None:
 # blur
 
 
-def test_drawn_kernels_sum_to_one_in_the_common_frame() -> None:
+@pytest.mark.parametrize("name", ["realesrgan", "aesop_realworld"])
+def test_drawn_kernels_sum_to_one_in_the_common_frame(name: str) -> None:
     for seed in range(60):
-        for step in draw_steps(PRESETS["realesrgan"], (256, 256), (64, 64), 4, generator=torch.Generator().manual_seed(seed)):
+        for step in draw_steps(PRESETS[name], (256, 256), (64, 64), 4, generator=torch.Generator().manual_seed(seed)):
             if step["op"] == "blur" and step["kernel"] is not None:
                 kernel = make_kernel(step["kernel"], pad_to=21)
                 assert tuple(kernel.shape) == (21, 21)

@@ -1,9 +1,12 @@
+import dataclasses
+
 import pytest
 import torch
 from train_helpers import make_pictures, tiny
 
 from alignsr.core.resize import imresize_uint8
 from alignsr.train.data import DataError, ImageStore, PairData, dihedral
+from alignsr.train.recipes import load_config
 from alignsr.train.sources import Encoded, Source
 
 
@@ -57,6 +60,39 @@ def test_pool_slides_once_per_step_and_is_the_same_from_any_start(pictures):
     late = PairData(config, 4, 0, samples_per_step=2).batch(6, 2)
     assert torch.equal(batches[3].lq, late.lq)
     assert torch.equal(batches[3].gt, late.gt)
+
+
+def test_pool_of_the_real_world_task(pictures, monkeypatch):
+    """aesop.md check 14 for one process: 144 pairs, 12 per step. The released pool fills in steps 1 to 12 and swaps random pairs
+    from step 13 on; ours has its 144 pairs at once, and the 12 oldest go after every step.
+    """
+    real = load_config("aesop-real")[1].data
+    config = dataclasses.replace(
+        real, folders=(pictures.as_posix(),), holdout=0, pool_size=144, pool_refresh=12, decoded_cache=""
+    )
+    data, seen = PairData(config, 4, 0, samples_per_step=12), []
+    pair = torch.zeros(3, 400, 400, dtype=torch.uint8), torch.zeros(3, 100, 100, dtype=torch.uint8), "x"
+    monkeypatch.setattr(data, "_pooled_pair", lambda number: (seen.append(number), pair)[1])
+    for step in range(40):
+        batch = data.batch(12 * step, 12)
+        assert (batch.gt.shape, batch.lq.shape) == ((12, 3, 256, 256), (12, 3, 64, 64))
+    by_step = [seen[12 * step : 12 * step + 12] for step in range(40)]
+    assert all(12 * step <= number < 12 * step + 144 for step, numbers in enumerate(by_step) for number in numbers)
+    ages = sorted((number - 12 * step) // 12 for step, numbers in enumerate(by_step) for number in numbers)
+    assert set(ages) == set(range(12)), "old and new pairs alike"
+
+
+def test_a_pooled_sample_of_the_real_world_task_is_a_crop_on_the_8_bit_grid(tmp_path):
+    """aesop.md check 14: a 400 px crop is degraded, 64 px of it are taken. Degrading it takes a second."""
+    make_pictures(tmp_path, count=1, side=412)
+    real = load_config("aesop-real")[1].data
+    config = dataclasses.replace(real, folders=(tmp_path.as_posix(),), holdout=0, decoded_cache="")
+    batch = PairData(config, 4, 0, samples_per_step=48).batch(0, 1)
+    assert (batch.gt.shape, batch.lq.shape) == ((1, 3, 256, 256), (1, 3, 64, 64))
+    levels = batch.lq * 255
+    assert torch.allclose(levels, levels.round(), atol=1e-4)
+    again = PairData(config, 4, 0, samples_per_step=48).batch(0, 1)
+    assert torch.equal(again.lq, batch.lq), "one seed, one picture"
 
 
 def test_degraded_samples_keep_the_plain_ground_truth(pictures):

@@ -7,12 +7,13 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 from train_helpers import StopAfter, equal_files, make_pictures, tiny
 
 from alignsr.core.backbones import load_backbone
 from alignsr.core.weights import WeightsError, load_state_dict, read_info
 from alignsr.train.config import ConfigError, published
-from alignsr.train.data import PairData
+from alignsr.train.data import DataError, PairData
 from alignsr.train.loop import Loop, NonFiniteError, Stopped
 from alignsr.train.losses import LossStack
 from alignsr.train.optimize import make_average, make_optimizer
@@ -49,6 +50,7 @@ def test_every_tiny_twin_trains_one_step_and_its_weights_load_back(name, picture
     terms = config.losses.weights()
     assert result.step == 1
     assert all(math.isfinite(log[key]) for key in (*terms, "loss", "psnr_y", "ssim_y", "lr_psnr"))
+    assert 0 <= log["out_of_range"] <= 1
     assert log["loss"] == pytest.approx(sum(weight * log[term] for term, weight in terms.items()), rel=1e-5)
     if "adversarial" in terms:
         assert log["discriminator/loss"] == pytest.approx(log["discriminator/real"] + log["discriminator/fake"], rel=1e-5)
@@ -412,6 +414,18 @@ def test_what_shows_when_training_starts_is_named(pictures, change, message, tmp
     with pytest.raises(ValueError if "nowhere" not in message else FileNotFoundError, match=message):
         perceptual_gan.train(tiny(VGG, pictures, **LIGHT | change), tmp_path / "run")
     assert not checkpoints(tmp_path / "run")
+
+
+def test_grey_pictures_train_as_colour_and_a_damaged_one_is_left_out_by_choice(pictures, tmp_path, caplog):
+    folder = make_pictures(tmp_path / "mixed", count=2)
+    Image.open(folder / "picture_0.png").convert("L").save(folder / "grey.png")
+    (folder / "damaged.png").write_bytes((folder / "picture_0.png").read_bytes()[:100])
+    config = tiny(VGG, folder, **LIGHT, run__batch_size=16, run__seed=1, data__on_error="skip", data__holdout=0)
+    result = perceptual_gan.train(config, tmp_path / "run")
+    assert math.isfinite(result.logs[-1]["loss"])
+    assert "damaged.png: not readable as an image" in caplog.text
+    with pytest.raises(DataError, match=r'damaged\.png: not readable as an image .*remove it or set data.on_error = "skip"'):
+        perceptual_gan.train(tiny(VGG, folder, **LIGHT, run__batch_size=16, run__seed=1, data__holdout=0), tmp_path / "other")
 
 
 def test_one_sample_is_enough_without_batch_statistics(pictures, tmp_path):

@@ -3,13 +3,15 @@
 import io
 import logging
 import shutil
+import struct
 import tarfile
+import zlib
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from train_helpers import make_pictures, tiny
 
 from alignsr.core.resize import imresize_uint8
@@ -126,6 +128,43 @@ def test_windows_are_those_of_the_reference_extraction():
     assert len(set(places)) == len(places)
     assert places[39] == (0, 876, 1560)
     assert places[40:] == [(1, 0, 0), (1, 0, 220), (2, 0, 0)]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_sides_are_those_of_the_decoded_picture_without_decoding_it(suffix, tmp_path, monkeypatch):
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", (20, 12)).save(tmp_path / f"{orientation}{suffix}", exif=exif)
+        picture = Encoded(tmp_path / f"{orientation}{suffix}")
+        expected = tuple(picture.read().pixels.shape[-2:])
+        assert expected == ((12, 20) if orientation == 1 else (20, 12))
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+            assert picture.sides() == expected
+
+
+def test_a_png_that_tells_its_orientation_behind_the_pixels_is_turned_too(tmp_path):
+    Image.new("RGB", (20, 12)).save(tmp_path / "plain.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    data = (tmp_path / "plain.png").read_bytes()
+    (tmp_path / "late.png").write_bytes(data[:-12] + chunk + data[-12:])
+    late = Encoded(tmp_path / "late.png")
+    assert late.sides() == tuple(late.read().pixels.shape[-2:]) == (20, 12)
+
+
+@pytest.mark.parametrize("length", [0, 20, 40, 60, 100, 140])
+def test_a_cut_picture_is_named_with_sub_images_too(length, tmp_path):
+    """At whatever place it is cut: where the size is still told, decoding finds out."""
+    make_pictures(tmp_path, count=2)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "picture_0.png").read_bytes()[:length])
+    windows = {"data__subimage_px": 40, "data__subimage_step_px": 8}
+    with pytest.raises(DataError, match=r"cut\.png: not readable as an image"):
+        data_of(tmp_path, **windows).batch(0, 32)
+    assert set(data_of(tmp_path, **windows, data__on_error="skip").batch(0, 32).names) == {"picture_0.png", "picture_1.png"}
 
 
 def test_sub_images_cut_pairs_from_the_grid_and_stay_aligned(pictures):

@@ -86,6 +86,8 @@ class PerceptualGanConfig:
             raise ValueError(f"data.gt_patch_px: expected a multiple of model.scale {self.model.scale}, got {patch}; change one")
         if not (self.model.architecture or self.model.init):
             raise ValueError("model.architecture: expected a network's name, got nothing; give it or weights in model.init")
+        if "ragan" in weights:
+            raise ValueError("losses.ragan: expected off in perceptual_gan, got it on; use losses.adversarial")
         if "adversarial" in weights:
             if opponent.kind == "vgg" and opponent.input_px not in (0, patch):
                 raise ValueError(
@@ -272,12 +274,16 @@ def validate(network: nn.Module, data: PairData, device: torch.device, multiple:
     """Means over the held-out pictures under the training degradation.
 
     Returns:
-        psnr_y and ssim_y (8 bit, border of `scale` px cropped), and lr_psnr: whether the result still explains its input.
+        psnr_y and ssim_y (8 bit, border of `scale` px cropped), lr_psnr: whether the result still explains its input, and
+        out_of_range: share of values outside [0, 1] before they are clamped, as the losses see them. An auto-encoder was trained
+        without such values, so a share that grows is a warning (specification aesop.md 7).
     """
-    sums = dict.fromkeys(("psnr_y", "ssim_y", "lr_psnr"), 0.0)
+    sums = dict.fromkeys(("psnr_y", "ssim_y", "lr_psnr", "out_of_range"), 0.0)
     with evaluating(network):
         for lq, gt in held_out_pairs(data, multiple):
-            sr = network(lq.to(device)).float().cpu().clamp(0, 1)
+            raw = network(lq.to(device)).float().cpu()
+            sr = raw.clamp(0, 1)
+            sums["out_of_range"] += float((raw != sr).float().mean())
             sums["psnr_y"] += float(psnr(sr, gt, crop=data.scale))
             sums["ssim_y"] += float(ssim(sr, gt, crop=data.scale))
             sums["lr_psnr"] += float(lr_psnr(sr, lq, scale=data.scale))
