@@ -1,0 +1,44 @@
+"""PAPERS.md points at what exists: every file of code and every test that it names is there."""
+
+import re
+
+import pytest
+
+from paths import ROOT
+
+TEXT = (ROOT / "PAPERS.md").read_text(encoding="utf-8")
+TESTS = {path.name: path for path in (ROOT / "tests").rglob("test_*.py")}
+NAMED = sorted(set(re.findall(r"`(?:[\w/]*/)?(test_\w+\.py)(?:::(\w+))?`", TEXT)))
+
+
+def test_tests_that_papers_names_exist() -> None:
+    assert len(NAMED) > 50
+    missing = [
+        f"{file}::{name}"
+        for file, name in NAMED
+        if file not in TESTS or (name and not re.search(rf"(?:def|class) {name}\b", TESTS[file].read_text(encoding="utf-8")))
+    ]
+    assert not missing
+
+
+def test_a_name_without_its_file_is_of_the_file_before_it() -> None:
+    """`test_a.py::one`, `::two`: the second is looked up in the same file."""
+    for line in TEXT.splitlines():
+        file = ""
+        for found, name in re.findall(r"`(?:[\w/]*/)?(test_\w+\.py)?(?:::(\w+))?`", line):
+            file = found or file
+            if name and file:
+                assert re.search(rf"(?:def|class) {name}\b", TESTS[file].read_text(encoding="utf-8")), f"{file}::{name}"
+
+
+@pytest.mark.parametrize("check", range(1, 18))
+def test_every_check_of_the_aesop_specification_has_its_row(check: int) -> None:
+    table = TEXT[TEXT.index("### AESOP: the checks of specification 9.1") :]
+    (row,) = re.findall(rf"^\| {check} .*$", table, re.MULTILINE)
+    assert "test_" in row
+
+
+def test_files_of_code_that_papers_names_exist() -> None:
+    named = set(re.findall(r"`((?:core|train|nodes|cli|benchmarks|configs)/[\w/.-]+\.(?:py|toml|json))[:`]", TEXT))
+    assert len(named) > 30
+    assert not [name for name in sorted(named) if not (ROOT / name).exists()]
