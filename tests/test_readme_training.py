@@ -1,0 +1,45 @@
+"""What README says of training holds: its commands name configs and keys that exist, its tables every starting file."""
+
+import itertools
+import re
+import shlex
+
+import pytest
+
+from alignsr.train.config import published
+from alignsr.train.recipes import load_config
+from paths import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    shlex.split(found.replace("\\\n", " "), comments=True)
+    for found in re.findall(r"^(alignsr train (?:.*\\\n)*.*)$", README, flags=re.MULTILINE)
+]
+
+
+def test_both_steps_of_aesop_are_shown() -> None:
+    assert [command[2] for command in COMMANDS][:2] == ["aesop-autoencoder", "aesop-rrdb-128"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[2])
+def test_a_training_command_reads(command: list[str]) -> None:
+    config = load_config(command[2], [value for flag, value in itertools.pairwise(command) if flag == "--set"])[1]
+    assert config.name == command[2]
+
+
+def test_step_two_takes_what_step_one_writes() -> None:
+    first, second = COMMANDS[:2]
+    name = load_config(first[2])[1].name
+    assert f"losses.aesop.autoencoder={first[first.index('--out') + 1]}/{name}.safetensors" in second
+
+
+def test_configs_and_files_of_the_section_exist() -> None:
+    section = README.partition("### Training AESOP")[2].partition("\n### ")[0]
+    names = {name for name in re.findall(r"`((?:tiny-)?(?:aesop|ldl)-[a-z0-9-]+)`", section) if not name.endswith("-")}
+    assert names <= set(published()) and len(names) > 8
+    assert {f"tiny-{name}" for name in names if not name.startswith("tiny-")} <= set(published()), "a tiny twin of each"
+    wanted: set[str] = set()
+    for config in ("aesop-autoencoder", "aesop-rrdb-128", "aesop-real", "aesop-swinir-256", "aesop-drct-256"):
+        text = (ROOT / "configs" / f"{config}.toml").read_text(encoding="utf-8")
+        wanted |= set(re.findall(r'^init\w* = "models/([^"]+)"', text, flags=re.MULTILINE))
+    assert wanted and all(f"`{name}`" in section for name in wanted), "where every starting file is to be had"
