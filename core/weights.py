@@ -158,6 +158,36 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
+def load_shapes(path: str | Path) -> dict[str, Tensor]:
+    """As `load_state_dict`, without the values: tensors on the meta device. Of safetensors only the header is read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: damaged or incomplete.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return {name: tensor.to("meta") for name, tensor in load_state_dict(path).items()}
+    with _open(path) as file:
+        pieces = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        return {
+            name: torch.empty(one.get_shape(), dtype=_dtype(one.get_dtype(), path), device="meta") for name, one in pieces.items()
+        }
+
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # fmt: skip
+
+
+def _dtype(name: str, path: Path) -> torch.dtype:
+    if name not in _DTYPES:
+        raise WeightsError(f"{path}: expected tensors of {', '.join(_DTYPES)}, got {name}; choose another file of the model")
+    return _DTYPES[name]
+
+
 def _first(names: Iterable[str]) -> str:
     ordered = sorted(names)
     return ", ".join(ordered[:8]) + (f", ... ({len(ordered) - 8} more)" if len(ordered) > 8 else "")

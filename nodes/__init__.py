@@ -2,12 +2,15 @@
 
 from .autoencoder import AESOPAutoEncoder, AEView
 from .compare import Compare, Spectrum
+from .condition import EmptyConditioning, LoadVLM, TextEncode, VLMEncode
 from .degrade import Degrade
 from .evaluate import EvaluateFolders
 from .folder import LoadImageFolder
 from .host import register_model_folder
+from .lora import LoadLoRA, MergeLoRA, SaveLoRA
 from .losses import AESOPLoss, ArtifactLoss, GANLoss, PerceptualLoss, PixelLoss
 from .models import LoadSRModel
+from .one_step import LoadOneStepBackbone
 from .report import SaveReport
 from .restore import ColorFix, OneStepSR
 from .score import IQAReward
@@ -36,6 +39,14 @@ NODES: dict[type, str] = {
     GANLoss: "GAN Loss",
     TrainAutoEncoder: "Train Auto-Encoder",
     TrainPerceptualSR: "Train Perceptual SR",
+    LoadOneStepBackbone: "Load One-Step Backbone",
+    LoadLoRA: "Load LoRA",
+    MergeLoRA: "Merge LoRA",
+    SaveLoRA: "Save LoRA",
+    LoadVLM: "Load VLM",
+    VLMEncode: "VLM Encode",
+    TextEncode: "Text Encode",
+    EmptyConditioning: "Empty Conditioning",
 }
 NODE_CLASS_MAPPINGS: dict[str, type] = {f"{PREFIX}{node.__name__}": node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {f"{PREFIX}{node.__name__}": f"{title} (AlignSR)" for node, title in NODES.items()}

@@ -128,6 +128,23 @@ class JobBar:
 
 
 @contextmanager
+def in_turns(backbone: Any, device: torch.device, host: Host, activation_bytes: int) -> Iterator[Any]:
+    """A model whose modules take turns on the device for the time of the block; at its end none is left there."""
+    from ..core.backbones.offload import OffloadedBackbone, Residency
+
+    largest = max(sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for _, m in backbone.modules())
+    if device.type != "cpu":
+        host.free_memory(largest + activation_bytes)
+    turns = Residency(device)
+    with torch.inference_mode(False):  # modules move inside the block
+        try:
+            yield OffloadedBackbone(backbone, turns)
+        finally:
+            turns.leave()
+            host.soft_empty_cache()
+
+
+@contextmanager
 def on_device(backbone: Any, device: torch.device, host: Host, vram_bytes: int) -> Iterator[Any]:
     """Move a model to the device for the time of the block, and back to the CPU at its end."""
     from ..core.restore import move

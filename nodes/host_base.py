@@ -109,6 +109,18 @@ class Host(ABC):
         bundled, ours = list(bundled_autoencoders()), set(bundled_models())
         return bundled + [name for name in self.list_models() if name not in ours and name not in bundled]
 
+    def list_files(self, *keys: str) -> list[str]:
+        """Weight files in the folders of these keys, by their path inside a folder, sorted."""
+        folders = [folder for key in keys for folder in self.model_dirs(key)]
+        return sorted({path.relative_to(folder).as_posix() for folder in folders for path in self._weight_files(folder)})
+
+    def list_folders(self, marker: str, *keys: str) -> list[str]:
+        """Folders directly inside those of these keys that hold the file `marker`, by name, sorted."""
+        folders = [folder for key in keys for folder in self.model_dirs(key)]
+        return sorted(
+            {path.name for folder in folders if folder.is_dir() for path in folder.iterdir() if (path / marker).is_file()}
+        )
+
     def _weight_files(self, folder: Path) -> list[Path]:
         paths = folder.rglob("*") if folder.is_dir() else ()
         return [path for path in paths if path.suffix.lower() in WEIGHT_SUFFIXES and path.is_file()]

@@ -25,12 +25,14 @@ class LoadedModel:
         name: for reports.
         path: the weight file.
         device: where to run: `auto` (what the host offers) or `cpu`.
+        offload: modules take turns on the device; only large models do, see `nodes.one_step`.
     """
 
     backbone: Any
     name: str
     path: Path
     device: str = "auto"
+    offload: bool = False
 
 
 def load_model(name: str | Path, precision: str = "fp32", device: str = "auto") -> LoadedModel:

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from ..core.batch import largest_tile, restore_picture
 from ..core.color import COLOR_FIXES, apply_color_fix
-from ..core.images import bchw_to_bhwc
+from ..core.images import bchw_to_bhwc, quantize_8bit
 from ..core.resize import bicubic
-from .common import SR_MODEL, JobBar, give, input_names, match_batch, on_device, take, take_pixels
+from ..core.restore import MODES
+from .common import SR_MODEL, JobBar, give, in_turns, input_names, match_batch, on_device, take, take_pixels
+from .condition import CONDITIONING
 from .host import get_host
 from .models import LoadedModel
+from .one_step import OneStepModel
 
 LOGGER = logging.getLogger("alignsr")
 
@@ -24,7 +27,7 @@ class OneStepSR:
     CATEGORY = "AlignSR/restoration"
     DESCRIPTION = (
         "Upscales pictures with one pass of the model: a direct network, or one Euler step of a flow model from the "
-        "enlarged input. "
+        "enlarged input (StrSR). "
         "Large pictures are cut into overlapping tiles; when memory runs out, smaller tiles are tried."
     )
     FUNCTION = "upscale"
@@ -40,7 +43,7 @@ class OneStepSR:
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         return {
             "required": {
-                "model": (SR_MODEL, {"tooltip": "From Load SR Model or Train SR Network."}),
+                "model": (SR_MODEL, {"tooltip": "From Load SR Model, Load One-Step Backbone, Merge LoRA or Train SR Network."}),
                 "image": ("IMAGE", {"tooltip": "Pictures to upscale; any size from 1x1 up, batches and lists."}),
                 "scale": (
                     "INT",
@@ -120,12 +123,38 @@ class OneStepSR:
                         "tooltip": "Tiles per pass. More is faster on a large GPU and needs more memory.",
                     },
                 ),
+                "conditioning": (
+                    CONDITIONING,
+                    {
+                        "tooltip": "Flow models: what the model is told, from VLM Encode or Text Encode. Without it, zeros. "
+                        "Networks ignore it."
+                    },
+                ),
+                "mode": (
+                    list(MODES),
+                    {
+                        "default": MODES[0],
+                        "advanced": True,
+                        "tooltip": "Large one-step models only. best: even tiles, nothing left to chance, 8 bits rounded. "
+                        "parity: as the released scripts, with their tiles, a random sample of the encoder and 8 bits cut off.",
+                    },
+                ),
+                "seed": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 0xFFFFFFFFFFFFFFFF,
+                        "advanced": True,
+                        "tooltip": "Of what parity draws: same seed, same picture. In best mode nothing is drawn.",
+                    },
+                ),
             },
         }
 
     def upscale(
         self,
-        model: LoadedModel,
+        model: LoadedModel | OneStepModel,
         image: Tensor,
         scale: int,
         color_fix: str = "none",
@@ -134,6 +163,9 @@ class OneStepSR:
         sigma: float = 0.0,
         strength: float = 1.0,
         batch_size: int = 1,
+        conditioning: Any = None,
+        mode: str = "best",
+        seed: int = 0,
     ) -> tuple[Tensor, Tensor, str]:
         pixels, host, spec = take_pixels(image, "image"), get_host(), model.backbone.spec
         device = torch.device("cpu") if model.device == "cpu" else host.device()
@@ -143,14 +175,14 @@ class OneStepSR:
             host.soft_empty_cache()
             host.check_interrupt()
 
-        needed = (
-            4 * spec.parameters + batch_size * largest_tile(model.backbone, pixels, scale, tile_px) ** 2 * spec.bytes_per_pixel
-        )
+        activations = batch_size * largest_tile(model.backbone, pixels, scale, tile_px, mode) ** 2 * spec.bytes_per_pixel
+        if model.offload:
+            held = in_turns(model.backbone, device, host, activations)
+        else:
+            held = on_device(model.backbone, device, host, 4 * spec.parameters + activations)
+        told = conditioning if spec.conditioning_dim else None
         host.check_interrupt()
-        with (
-            on_device(model.backbone, device, host, needed) as backbone,
-            input_names(pixels="image", lq="image", method="color_fix"),
-        ):
+        with held as backbone, input_names(pixels="image", lq="image", method="color_fix"):
             restored = restore_picture(
                 backbone,
                 pixels,
@@ -161,12 +193,19 @@ class OneStepSR:
                 sigma=sigma or None,
                 strength=strength,
                 color_fix=color_fix,
+                conditioning=told,
+                mode=mode,
+                seed=seed,
                 on_tile=JobBar(host, "restoring"),
                 is_oom=host.is_oom,
                 notify=notify,
             )
-        info = {**restored.info, "model_file": model.path.name}
-        return bchw_to_bhwc(restored.sr), bchw_to_bhwc(restored.lq_up), json.dumps(info, indent=2)
+        info = {**restored.info, "model_file": model.path.name} | (
+            {"seed": seed} if restored.info.get("mode") == "parity" else {}
+        )
+        # programs that save an IMAGE cut off what is finer than 8 bits, which darkens it by half a grey level
+        sr = quantize_8bit(restored.sr) if restored.info.get("mode") == "best" else restored.sr
+        return bchw_to_bhwc(sr), bchw_to_bhwc(restored.lq_up), json.dumps(info, indent=2)
 
 
 class ColorFix:

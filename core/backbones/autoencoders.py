@@ -166,7 +166,7 @@ def make_autoencoder(description: Mapping[str, Any]) -> nn.Module:
     return getattr(import_diffusers(), name)(**options)
 
 
-def load_autoencoder(path: Path, dtype: torch.dtype, defaults: Mapping[str, Any]) -> nn.Module:
+def load_autoencoder(path: Path, dtype: torch.dtype, defaults: Mapping[str, Any], *, shapes_only: bool = False) -> nn.Module:
     """Load an autoencoder, whatever its form on disk.
 
     Read are: a diffusers folder (AutoencoderKL, AutoencoderKLFlux2, AutoencoderTiny); a single file with diffusers' or the
@@ -177,6 +177,7 @@ def load_autoencoder(path: Path, dtype: torch.dtype, defaults: Mapping[str, Any]
         path: file or folder.
         dtype: of the weights.
         defaults: class and options for what tensor shapes do not tell, of large autoencoders in single files.
+        shapes_only: see `read_part`.
 
     Raises:
         WeightsError: damaged, or not an autoencoder.
@@ -184,7 +185,7 @@ def load_autoencoder(path: Path, dtype: torch.dtype, defaults: Mapping[str, Any]
     halves = _halves(path)
     if halves is not None:
         return build_tiny_autoencoder(read_halves(*halves), " and ".join(map(str, halves))).to(dtype)
-    part = read_part(path)
+    part = read_part(path, shapes_only=shapes_only)
     if part.config is not None:
         options = known_options(part, (*_LARGE, *_TINY))
         name = part.config["_class_name"]

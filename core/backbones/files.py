@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from ..weights import WEIGHT_SUFFIXES, MissingModelError, WeightsError, check_state, load_state_dict
+from ..weights import WEIGHT_SUFFIXES, MissingModelError, WeightsError, check_state, load_shapes, load_state_dict
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -125,21 +125,26 @@ def components_of_folder(root: Path, components: Iterable[Component]) -> dict[st
     return paths
 
 
-def read_part(path: Path) -> Part:
+def read_part(path: Path, *, shapes_only: bool = False) -> Part:
     """Read a component: a folder with `config.json` and one or several weight files, or a single weight file.
 
     Prefixes that checkpoints put before every name are removed, and 8-bit float weights with scales become plain floats.
+
+    Args:
+        path: file or folder.
+        shapes_only: tensors on the meta device, without their values.
 
     Raises:
         FileNotFoundError: nothing there.
         WeightsError: damaged files, a shard that is missing, or a quantisation that is not read here.
     """
+    load = load_shapes if shapes_only else load_state_dict
     if not path.is_dir():
-        return Part(_plain(load_state_dict(path), str(path)), None, str(path))
+        return Part(_plain(load(path), str(path)), None, str(path))
     config: Any = _read_json(path / "config.json")
     state: dict[str, Tensor] = {}
     for file in _weight_files(path):
-        state.update(load_state_dict(file))
+        state.update(load(file))
     return Part(_plain(state, str(path)), cast(dict[str, Any], config), str(path))
 
 

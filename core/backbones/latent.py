@@ -1,6 +1,6 @@
 """Opening, loading and saving the latent backbones: one path for every source, precision and adapter."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..checks import did_you_mean
 from ..compat import import_diffusers
+from ..lora import Adapter
 from ..lora_files import read_adapter
 from ..weights import WeightsError, load_state_dict, save_weights
 from . import flux2, z_image
@@ -109,6 +110,7 @@ def open_backbone(
     precision: str = "bf16",
     lora: str | Path | None = None,
     lora_strength: float = 1.0,
+    adapters: Sequence[tuple[Adapter, float]] = (),
     device: str | torch.device = "cpu",
     use_compile: bool = False,
     **facts: Any,
@@ -124,7 +126,8 @@ def open_backbone(
         precision: a key of `PRECISIONS`. With `fp16` the autoencoder stays float32: its decoder overflows in half precision.
         lora: an adapter file of this backbone (`lora.load_adapter`), merged into the weights before they are quantised.
         lora_strength: scales the adapter.
-        device: where the modules go.
+        adapters: more of them as read by `lora_files.read_adapter`, each with its strength, merged in that order.
+        device: where the modules go; `meta` checks all files and adapters and gives a backbone without values.
         use_compile: compile the transformer's repeated blocks at the first call (`compile_blocks`).
         facts: of the backbone: `latents`, `start_sigma`, `vae_tile_px`, ... An adapter's own facts come first; to contradict
             them is an error.
@@ -141,9 +144,10 @@ def open_backbone(
         )
     dtype = PRECISIONS[precision]
     vae_dtype = torch.float32 if precision == "fp16" else dtype
-    adapter = None if lora is None else read_adapter(lora)
-    if adapter is not None:
+    merged = [*adapters] if lora is None else [(read_adapter(lora), lora_strength), *adapters]
+    for adapter, _ in merged:
         facts = adapter.agree(name, facts)
+    is_meta = torch.device(device).type == "meta"
     if source == "tiny":
         backbone = tiny(name, **facts)
         for module, kept in ((backbone.transformer, dtype), (backbone.autoencoder, vae_dtype)):
@@ -151,15 +155,19 @@ def open_backbone(
     else:
         chosen = {key: path for key, path in (("transformer", transformer), ("vae", autoencoder)) if path is not None}
         paths = _paths(kind, source, folders or {}, chosen)
-        network = _load_transformer(kind, paths["transformer"], dtype)
-        backbone = kind.backbone(network, load_autoencoder(paths["vae"], vae_dtype, kind.autoencoder), **facts)
-    if adapter is not None:
-        adapter.merge_into(backbone.transformer, strength=lora_strength)
-    if precision in BITS:
+        network = _load_transformer(kind, paths["transformer"], dtype, is_meta)
+        coder = load_autoencoder(paths["vae"], vae_dtype, kind.autoencoder, shapes_only=is_meta)
+        backbone = kind.backbone(network, coder, **facts)
+    for adapter, strength in merged:
+        if is_meta:
+            adapter.check(backbone.transformer)
+        else:
+            adapter.merge_into(backbone.transformer, strength=strength)
+    if precision in BITS and not is_meta:
         quantize(backbone.transformer, BITS[precision], device)
     for _, module in backbone.modules():
         nn.Module.to(module, device=device)
-    if use_compile:
+    if use_compile and not is_meta:
         compile_blocks(backbone.transformer)
     return backbone
 
@@ -189,8 +197,8 @@ def _paths(
     return components_of_folder(root, rest) | replaced if rest else replaced
 
 
-def _load_transformer(kind: LatentKind, path: Path, dtype: torch.dtype) -> nn.Module:
-    part = read_part(path)
+def _load_transformer(kind: LatentKind, path: Path, dtype: torch.dtype, shapes_only: bool) -> nn.Module:
+    part = read_part(path, shapes_only=shapes_only)
     state = kind.to_diffusers(part.state, part.source)
     options = kind.infer_options(state) if part.config is None else known_options(part, (kind.transformer_class,))
     return build_module(lambda: make_transformer(kind, options), state, dtype, part.source)

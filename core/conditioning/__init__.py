@@ -1,5 +1,6 @@
 """What backbones are told besides the picture: a vision-language model's tokens, prompts, or tags."""
 
+from .conditioner import VLMConditioner
 from .tags import tags_to_text
 from .text import TEXT_STYLES, TextEncoder, TextModel, TextStyle, load_text_model
 from .vlm import (
@@ -10,6 +11,7 @@ from .vlm import (
     VLMEncoder,
     load_adapter,
     load_vlm,
+    make_adapter,
     strsr_prompt,
     tile_crops,
 )
@@ -22,11 +24,13 @@ __all__ = [
     "TextModel",
     "TextStyle",
     "TokenAdapter",
+    "VLMConditioner",
     "VLMEncoder",
     "VisionLanguageModel",
     "load_adapter",
     "load_text_model",
     "load_vlm",
+    "make_adapter",
     "strsr_prompt",
     "tags_to_text",
     "tile_crops",

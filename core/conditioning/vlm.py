@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -336,20 +336,30 @@ def load_adapter(path: str | Path, outputs: int | None = None) -> TokenAdapter:
         FileNotFoundError: no such file.
         WeightsError: other keys or shapes, or the adapter of another backbone.
     """
-    state = {name: value.float() for name, value in load_state_dict(path).items()}
+    return make_adapter(load_state_dict(path), str(path), outputs)
+
+
+def make_adapter(tensors: Mapping[str, Tensor], source: str, outputs: int | None = None) -> TokenAdapter:
+    """The same from tensors, for example from those that lie beside a LoRA in one file.
+
+    Raises:
+        WeightsError: other keys or shapes, or the adapter of another backbone.
+    """
+    state = {name: value.float() for name, value in tensors.items()}
     first, last = state.get("0.weight"), state.get("2.weight")
     if first is None or last is None or first.ndim != 2 or last.ndim != 2:
         raise WeightsError(
-            f"{path}: expected an adapter with 0.weight and 2.weight, got {', '.join(sorted(state))[:200]}; choose projector.pth"
+            f"{source}: expected an adapter with 0.weight and 2.weight, got {', '.join(sorted(state))[:200]}; "
+            "choose projector.pth"
         )
     if outputs is not None and last.shape[0] != outputs:
         fits = [name for name, width in ADAPTER_WIDTHS.items() if width == last.shape[0]]
         raise WeightsError(
-            f"{path}: expected an adapter to {outputs} channels, got {last.shape[0]}"
+            f"{source}: expected an adapter to {outputs} channels, got {last.shape[0]}"
             f"{f' (that of {fits[0]})' if fits else ''}; choose the one that was trained with this backbone"
         )
     adapter = TokenAdapter(first.shape[1], last.shape[0])
-    load_into(adapter, state, str(path))
+    load_into(adapter, state, source)
     return adapter.eval()
 
 

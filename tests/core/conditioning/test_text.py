@@ -4,13 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_language_models as tiny
 import torch
 
 from alignsr.core.compat import import_third_party
 from alignsr.core.conditioning import TEXT_STYLES, TextEncoder, TextModel, load_text_model, tags_to_text
 from alignsr.core.weights import MissingModelError
-
-from . import tiny_language_models as tiny
 
 TEXTS = ["a cat on a wall", ""]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_language_models as tiny
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -29,8 +30,6 @@ from alignsr.core.conditioning.vlm import to_patches, vision_pixels, vision_size
 from alignsr.core.images import quantize_8bit
 from alignsr.core.tiling import plan
 from alignsr.core.weights import MissingModelError, WeightsError
-
-from . import tiny_language_models as tiny
 
 
 @pytest.fixture(scope="module")
