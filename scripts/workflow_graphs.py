@@ -254,7 +254,7 @@ def evaluate_folders() -> Graph:
     }
 
 
-START = "`ESRGAN_PSNR_SRx4_DF2K_official-150ff491.pth` (BasicSR's releases)"
+START = "`ESRGAN_PSNR_SRx4_DF2K_official-150ff491.pth` (BasicSR's model zoo)"
 VGG = "`vgg19-dcbb9e9d.pth` (torchvision)"
 BATCH = "`run.accumulation_steps=4` makes the published batch of 4 GPUs on one; with less memory take more steps of a smaller "
 BATCH += "`run.batch_size`"
