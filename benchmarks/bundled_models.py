@@ -10,6 +10,7 @@ truth's (1 means no more 8- or 16-pixel grid than a photograph has).
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -44,12 +45,12 @@ def pairs(folder: Path) -> Iterator[tuple[Tensor, Tensor]]:
         yield gt, read_rgb(folder / f"lr_x{SCALE}" / path.name)
 
 
-def degraded_pairs(folder: Path) -> Iterator[tuple[Tensor, Tensor]]:
-    """(gt, lq) with the realesrgan preset, every picture once per seed."""
+def degraded_pairs(folder: Path) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(seed, gt, lq) with the realesrgan preset, every picture once per seed."""
     for index, path in enumerate(list_images(folder / "hr")):
         gt = crop_to_multiple(read_rgb(path), SCALE)
         for seed in SEEDS:
-            yield gt, degrade(gt, "realesrgan", seeds=[1000 * seed + index], scale=SCALE).lq
+            yield seed, gt, degrade(gt, "realesrgan", seeds=[1000 * seed + index], scale=SCALE).lq
 
 
 def upscalers(names: Sequence[str]) -> dict[str, Upscale]:
@@ -93,14 +94,24 @@ def clean_rows(data: Path, methods: dict[str, Upscale]) -> list[dict[str, Any]]:
 
 
 def degraded_rows(data: Path, methods: dict[str, Upscale]) -> list[dict[str, Any]]:
-    """Mean PSNR-Y per method on degraded Set14; every method sees the same inputs."""
-    sums = dict.fromkeys(methods, 0.0)
-    count = 0
-    for gt, lq in degraded_pairs(data / "set14"):
-        count += 1
+    """Mean PSNR-Y per method on degraded Set14, and by seed; every method sees the same inputs."""
+    found: dict[str, dict[int, list[float]]] = {name: {seed: [] for seed in SEEDS} for name in methods}
+    for seed, gt, lq in degraded_pairs(data / "set14"):
         for name, upscale in methods.items():
-            sums[name] += float(score("psnr_y", quantize_8bit(upscale(lq)), gt, scale=SCALE))
-    return [{"set": "set14 realesrgan", "method": name, "images": count, "psnr_y": total / count} for name, total in sums.items()]
+            found[name][seed].append(float(score("psnr_y", quantize_8bit(upscale(lq)), gt, scale=SCALE)))
+    rows: list[dict[str, Any]] = []
+    for name, by_seed in found.items():
+        values = [value for of_seed in by_seed.values() for value in of_seed]
+        rows.append(
+            {
+                "set": "set14 realesrgan",
+                "method": name,
+                "images": len(values),
+                "psnr_y": statistics.fmean(values),
+                "by_seed": {str(seed): statistics.fmean(of_seed) for seed, of_seed in by_seed.items()},
+            }
+        )
+    return rows
 
 
 def markdown(rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str]]) -> str:

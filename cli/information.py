@@ -63,7 +63,10 @@ def check(
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    said = {key: value for key, value in facts.items() if value not in (None, 0, ())}  # what does not apply is in the JSON only
+    inner = () if facts["start_sigma"] is not None else ("latent_channels", "latent_stride", "bytes_per_pixel")
+    said = {
+        key: value for key, value in facts.items() if value not in (None, 0, ()) and key not in inner
+    }  # the rest is in the JSON
     typer.echo(
         _table(
             [

@@ -1,6 +1,7 @@
 """Turn finished runs into bundled models: weights, curve and model card under core/assets/.
 
-python scripts/make_cards.py RUN_DIR [RUN_DIR ...]          copy weights and curve, write the card without results
+python scripts/make_cards.py RUN_DIR [RUN_DIR ...] [--before RUN_DIR]   copy weights and curve, write the card without results;
+    --before: the run of an earlier stage, for its line on the card
 python scripts/make_cards.py --results results.json         fill in what benchmarks/bundled_models.py --json measured
 """
 
@@ -8,6 +9,7 @@ import argparse
 import json
 import re
 import shutil
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,14 +58,30 @@ def losses(config: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} x {table['weight']:g}" for name, table in config["losses"].items() if table)
 
 
-def card(name: str, info: Mapping[str, Any], logs: Sequence[Mapping[str, float]]) -> str:
-    """The model card without results."""
+def training(config: Mapping[str, Any], seconds: float) -> str:
+    """Steps, patches, loss and time of one run, in words."""
+    run, data = config["run"], config["data"]
+    smallest = data.get("gt_scale_min", 1.0)
+    shrunk = f" of photographs shrunk by a random factor in {smallest:g}..1" if smallest < 1 else ""
+    steps = f"{run['steps']} steps of {run['batch_size']} patches of {data['gt_patch_px']} px{shrunk}"
+    how = f"{losses(config)}, {run['precision']}, EMA {run['ema_decay']}, seed {run['seed']}"
+    return f"{steps}, {how}; {seconds / 60:.0f} minutes on one busy CPU core"
+
+
+def stage(folder: Path) -> str:
+    """An earlier stage in words, from its run folder."""
+    (weights,) = [path for path in folder.glob("*.safetensors") if not path.name.startswith("state-")]
+    config = read_info(weights)["config"]
+    seconds = json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])["seconds"]
+    return f"from the weights of `{config['model']['init']}`; {training(config, seconds)}"
+
+
+def card(name: str, info: Mapping[str, Any], logs: Sequence[Mapping[str, float]], before: Sequence[str] = ()) -> str:
+    """The model card without results; `before` holds earlier stages in words."""
     config, last = info["config"], logs[-1]
     scores = [(entry["step"], entry["psnr_y"]) for entry in logs if "psnr_y" in entry]
     size = (folder_of(info) / f"{name}.safetensors").stat().st_size / 1e6
     run, model = config["run"], config["model"]
-    patches = f"{run['batch_size']} patches of {config['data']['gt_patch_px']} px"
-    steps = f"{run['steps']} steps of {patches}, {losses(config)}, {run['precision']}, EMA {run['ema_decay']}, seed {run['seed']}"
     first = model["init"] or model.get("init_decoder", "")
     start = f"the weights of `{first}`" if first else "random weights"
     stages = [*BEFORE.get(name, ()), published_as(name)]
@@ -83,7 +101,8 @@ def card(name: str, info: Mapping[str, Any], logs: Sequence[Mapping[str, float]]
         f"| licence of the weights | {info['licence']} |",
         f"| data | {DATA}, {config['data']['holdout']} of them held out for validation. Set5 and Set14 were never used. |",
         f"| input | degradation `{config['data']['degradation']}`; the target is the plain photograph |",
-        f"| training | from {start}; {steps}; {last['seconds'] / 60:.0f} minutes on one busy CPU core |",
+        *(f"| first stage | {stage} |" for stage in before),
+        f"| training | from {start}; {training(config, last['seconds'])} |",
         f"| command | {', then '.join(f'`{command}`' for command in commands)} |",
         *([f"| held-out PSNR-Y | {scores[-1][1]:.2f} dB at step {scores[-1][0]:.0f} |"] if scores else []),
         "",
@@ -105,9 +124,12 @@ def results(name: str, measured: Mapping[str, Any]) -> str:
     for row in measured["clean"]:
         if row["method"] in ("bicubic", name) and name != "lite-real-x4":
             lines.append(f"| {row['set']} x4 | {row['method']} | {row['psnr_y']:.2f} | {row['ssim_y']:.4f} |")
-    for row in measured["degraded"]:
-        if row["method"] in ("bicubic", name) and name == "lite-real-x4":
-            lines.append(f"| {row['set']}, 5 seeds | {row['method']} | {row['psnr_y']:.2f} | |")
+    degraded = {row["method"]: row for row in measured["degraded"] if row["method"] in ("bicubic", name)}
+    if name == "lite-real-x4":
+        lines += [f"| {row['set']}, 5 seeds | {method} | {row['psnr_y']:.2f} | |" for method, row in degraded.items()]
+        mine, base = (degraded[method]["by_seed"] for method in (name, "bicubic"))
+        gains = [mine[seed] - base[seed] for seed in mine]
+        lines += ["", f"Gain over bicubic: {statistics.fmean(gains):.3f} dB; {min(gains):.2f} to {max(gains):.2f} dB by seed."]
     grids = [
         (row["set"], row["grid"], row["grid_gt"]) for row in measured["clean"] if row["method"] == name and name == "pixel-x4"
     ]
@@ -119,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--results", type=Path)
+    parser.add_argument("--before", type=Path, action="append", default=[], help="run folder of an earlier stage")
     options = parser.parse_args(argv)
     for folder in options.runs:
         (weights,) = [path for path in folder.glob("*.safetensors") if not path.name.startswith("state-")]
@@ -128,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shutil.copyfile(weights, target / weights.name)
         shutil.copyfile(folder / "curve.png", target / f"{name}-curve.png")
         logs = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        (target / f"{name}.md").write_text(card(name, read_info(weights), logs), encoding="utf-8")
+        (target / f"{name}.md").write_text(card(name, read_info(weights), logs, [stage(run) for run in options.before]), encoding="utf-8")
     if options.results:
         measured = json.loads(options.results.read_text(encoding="utf-8"))
         for path in ASSETS.glob("*.md"):

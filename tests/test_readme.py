@@ -1,12 +1,16 @@
 """What README says of workflows holds: its commands find their nodes, inputs and pictures, one command for every template."""
 
 import itertools
+import re
 import shlex
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 from train_helpers import make_pictures
 
+from alignsr.cli.downloads import DOWNLOADS
+from alignsr.core.weights import bundled_autoencoders, bundled_models, read_info
 from alignsr.nodes.host import LocalHost, use_host
 from alignsr.runner import apply_sets, default_node_classes, load_workflow, validate
 from paths import ROOT
@@ -37,3 +41,15 @@ def test_a_command_for_a_template_is_complete(command: list[str], tmp_path: Path
         apply_sets(graph, sets, classes)
         assert validate(graph, classes)
     assert command[-2:] == ["--out", "results"]
+
+
+def test_the_licence_of_every_bundled_and_every_known_model_is_named() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in text[text.index("## Licences") :].splitlines() if line.startswith("|")]
+    for name, path in (bundled_models() | bundled_autoencoders()).items():
+        (row,) = [row for row in rows if f"`{name}`" in row]
+        assert read_info(path)["licence"] in row
+    for name, item in DOWNLOADS.items():
+        named = [row for row in rows if any(fnmatch(name.lower(), pattern.lower()) for pattern in re.findall("`([^`]+)`", row))]
+        assert len(named) == 1, name
+        assert item.licence in named[0]

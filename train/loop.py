@@ -110,7 +110,7 @@ class Loop:
         self._skipped = dict.fromkeys(self.parts, 0)
         self._started = time.monotonic()
         if found := checkpoints(folder):
-            self.state.load(found[-1], accepted_hashes(config))
+            self.state.load(found[-1], accepted_hashes(config), to_mapping(config))
             if self.scaler.is_enabled():
                 self.scaler.load_state_dict(self.state.extra["scaler"])
             self.logs = [entry for entry in self._read_logs() if entry["step"] <= self.state.step]

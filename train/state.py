@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +49,7 @@ class TrainState:
             state = optimizer.state_dict()
             layout[name] = {"param_groups": state["param_groups"], "scalars": {}}
             for index, values in state["state"].items():
-                for key, value in values.items():
+                for key, value in _flat(values):
                     if isinstance(value, Tensor):
                         tensors[f"optimizers/{name}/{index}/{key}"] = value
                     else:
@@ -71,39 +71,69 @@ class TrainState:
             old.unlink()
         return path
 
-    def load(self, path: Path, accepted_hashes: Sequence[str]) -> None:
+    def load(self, path: Path, accepted_hashes: Sequence[str], wanted: Mapping[str, Any] | None = None) -> None:
         """Restore everything from a file that `save` wrote under one of these hashes of a config.
+
+        Args:
+            path: the checkpoint.
+            accepted_hashes: of configs that continue the run, the current one first.
+            wanted: the current config, for the message: what differs from `config.json` beside the checkpoint.
 
         Raises:
             WeightsError: damaged file, one of another config, or other modules.
         """
-        info = read_info(path)
-        if info.get("kind") != "train_state":
-            raise WeightsError(
-                f"{path}: expected a training checkpoint, got another file; choose one named {PREFIX}*.safetensors"
-            )
+        info = _read(path)
         if info["config_hash"] not in accepted_hashes:
+            changed = differing_keys(path.parent / "config.json", wanted or {})
             raise WeightsError(
-                f"{path}: expected a checkpoint of config {accepted_hashes[0]}, got one of {info['config_hash']}; "
-                "resume with the config it was started with or choose another run folder"
+                f"{path}: expected a checkpoint of config {accepted_hashes[0]}, got one of {info['config_hash']}"
+                f"{f' ({changed})' if changed else ''}; resume with the config it was started with or choose another run folder"
             )
         tensors = load_state_dict(path)
-        for group, modules in (("modules", self.modules), ("averages", self.averages)):
-            for name, module in modules.items():
-                load_into(module, _under(tensors, f"{group}/{name}/"), f"{path} ({group}/{name})")
-        for name, optimizer in self.optimizers.items():
-            state: dict[int, dict[str, Any]] = {}
-            for key, value in _under(tensors, f"optimizers/{name}/").items():
-                index, _, field_name = key.partition("/")
-                state.setdefault(int(index), {})[field_name] = value
-            for index, values in info["optimizers"][name]["scalars"].items():
-                state.setdefault(int(index), {}).update(values)
-            optimizer.load_state_dict({"state": state, "param_groups": info["optimizers"][name]["param_groups"]})
+        self._load_parts(path, tensors, info, ("modules", "averages"))
         for name, generator in self.generators.items():
             generator.set_state(tensors[f"generators/{name}"])
         _restore_global_generators(tensors, info)
         self.step = int(info["step"])
         self.extra = dict(info["extra"])
+
+    def adopt(self, path: Path) -> None:
+        """Go on from the checkpoint of another run: its weights and optimisers, not its step, learning rates or random state.
+
+        Averages start at the weights.
+
+        Raises:
+            WeightsError: damaged file, or one with other modules.
+        """
+        info = _read(path)
+        groups = {name: [dict(group) for group in optimizer.param_groups] for name, optimizer in self.optimizers.items()}
+        self._load_parts(path, load_state_dict(path), info, ("modules",))
+        for name, optimizer in self.optimizers.items():
+            for group, own in zip(optimizer.param_groups, groups[name], strict=True):
+                group |= {key: value for key, value in own.items() if key != "params"}
+        for name, average in self.averages.items():
+            with torch.no_grad():
+                for own, live in zip(average.module.parameters(), self.modules[name].parameters(), strict=True):  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+                    own.copy_(live)
+
+    def _load_parts(self, path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any], groups: Sequence[str]) -> None:
+        for group, modules in (("modules", self.modules), ("averages", self.averages)):
+            for name, module in modules.items() if group in groups else ():
+                load_into(module, _under(tensors, f"{group}/{name}/"), f"{path} ({group}/{name})")
+        for name, optimizer in self.optimizers.items():
+            if name not in info["optimizers"]:
+                raise WeightsError(
+                    f"{path}: expected the optimiser of {name}, got {', '.join(info['optimizers'])}; "
+                    "it belongs to a run with other losses, start from its weight file instead"
+                )
+            state: dict[int, dict[str, Any]] = {}
+            for key, value in _under(tensors, f"optimizers/{name}/").items():
+                index, _, place = key.partition("/")
+                _put(state.setdefault(int(index), {}), place, value)
+            for index, values in info["optimizers"][name]["scalars"].items():
+                for place, value in values.items():
+                    _put(state.setdefault(int(index), {}), place, value)
+            optimizer.load_state_dict({"state": state, "param_groups": info["optimizers"][name]["param_groups"]})
 
 
 @contextmanager
@@ -120,6 +150,50 @@ def keep_global_randomness() -> Generator[None]:
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a run folder, oldest first."""
     return sorted(folder.glob(f"{PREFIX}*.safetensors"))
+
+
+def differing_keys(file: Path, wanted: Mapping[str, Any], most: int = 4) -> str:
+    """`run.steps: 20 there, 22 now`: where a run folder's config and the current one differ; empty when that cannot be said."""
+    try:
+        there: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    old, new = (dict(_flat(config)) for config in (there, json.loads(json.dumps(wanted))))
+    keys = sorted(key for key in old.keys() & new.keys() if old[key] != new[key])
+    more = [f"and {len(keys) - most} more"] if len(keys) > most else []
+    return "; ".join([f"{key}: {json.dumps(old[key])} there, {json.dumps(new[key])} now" for key in keys[:most]] + more)
+
+
+def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested tables."""
+    for key, value in config.items() if isinstance(config, Mapping) else ():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    info = read_info(path)
+    if info.get("kind") != "train_state":
+        raise WeightsError(f"{path}: expected a training checkpoint, got another file; choose one named {PREFIX}*.safetensors")
+    return info
+
+
+def _flat(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+    """An optimiser's state of one parameter as (place, value); bitsandbytes keeps a table inside the table."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{start}{key}/")
+        else:
+            yield f"{start}{key}", value
+
+
+def _put(values: dict[str, Any], place: str, value: Any) -> None:
+    *tables, key = place.split("/")
+    for table in tables:
+        values = values.setdefault(table, {})
+    values[key] = value
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
