@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.checks import check_same_shape
-from ..core.images import bchw_to_bhwc
+from ..core.images import bchw_to_bhwc, quantize_8bit
 from ..core.pictures import difference, side_by_side, spectra
 from ..core.resize import bicubic
 from ..core.spectral import log_spectral_distance, periodic_energy_score, radial_spectrum
@@ -192,7 +192,9 @@ class Spectrum:
             size = "x".join(map(str, sr.shape[:1:-1]))
             raise ValueError(f"image: expected sides of at least {SPECTRUM_SIDE_PX} px, got {size}; use a larger picture")
         get_host().check_interrupt()
-        distances = {name: float(log_spectral_distance(pixels, gt).mean()) for name, pixels in shown.items()}
+        # on 8-bit pictures, as they are saved: the number that IQA Reward gives
+        levels = quantize_8bit(gt)
+        distances = {name: float(log_spectral_distance(quantize_8bit(pixels), levels).mean()) for name, pixels in shown.items()}
         side = min(sr.shape[-2:])
         curves = {
             name: [((r + 1) / side, power) for r, power in enumerate(radial_spectrum(pixels).mean(0).tolist())]
