@@ -7,6 +7,7 @@ seen twice before one backward pass, is not what wrappers that watch forward pas
 import logging
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ..core.networks.normalization import world_size
 
 LOGGER = logging.getLogger("alignsr")
+PATIENCE = timedelta(hours=2)  # of processes that wait while the first one validates; the default is 10 minutes with NCCL
 
 
 def make_accelerator() -> Any:
@@ -32,7 +34,9 @@ def make_accelerator() -> Any:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     on_cpu = started > 1 and not torch.accelerator.is_available()
     # precision is ours (torch.autocast): accelerate keeps one global setting per process, and a server trains more than once
-    accelerator = import_accelerate().Accelerator(cpu=on_cpu, mixed_precision="no")
+    accelerate = import_accelerate()
+    patience = accelerate.InitProcessGroupKwargs(timeout=PATIENCE)
+    accelerator = accelerate.Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[patience])
     if int(accelerator.num_processes) != started > 1:
         raise RuntimeError(
             f"processes: expected {started} that train together, got {accelerator.num_processes}; start them with torchrun or "
