@@ -19,11 +19,13 @@ def with_axes(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def table_picture(comparison: Comparison) -> Image.Image:
-    """The table of means, the best measured score of each column marked, published rows with their source, notes below."""
+    """The table of means, the best measured scores marked, published rows below a line with their source, notes."""
     header, rows = comparison.cells()
     header = [_arrow(title) for title in header]
     marked = comparison.best()
-    return table(header, rows, title=comparison.dataset or "Evaluation", notes=comparison.notes(), marked=marked)
+    ruled = (len(comparison.tables),) if comparison.published else ()
+    title = comparison.dataset or "Evaluation"
+    return table(header, rows, title=title, notes=comparison.notes(), marked=marked, ruled=ruled)
 
 
 def _arrow(title: str) -> str:

@@ -191,6 +191,7 @@ def table(
     title: str = "",
     notes: Sequence[str] = (),
     marked: Collection[tuple[int, int]] = (),
+    ruled: Collection[int] = (),
     has_summary: bool = False,
 ) -> Image.Image:
     """A table as a picture: first column left-aligned, the others right-aligned, every second row shaded.
@@ -201,6 +202,7 @@ def table(
         title: above the table.
         notes: lines below it.
         marked: (row, column) of cells on a green ground, the best ones, say.
+        ruled: rows with a line above them, where another kind of row begins.
         has_summary: the last row is set apart in bold.
 
     Raises:
@@ -229,7 +231,7 @@ def table(
             else:
                 write(body, left + widths[column] - pad, top + tall // 2, shown, size, bold=bold, anchor="rm")
             left += widths[column]
-        if index == 0 or (is_last and index > 1):
+        if index == 0 or index - 1 in ruled or (is_last and index > 1):
             y = tall + 1 if index == 0 else top
             draw.line((0, y, sum(widths) - 1, y), fill=RULE, width=2)
     return _page(body, title, notes)

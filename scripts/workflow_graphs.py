@@ -236,7 +236,7 @@ def evaluate_folders() -> Graph:
         "2": node(
             "AlignSREvaluateFolders",
             sr="LDL = results/Set14-LDL\nAESOP = results/Set14-AESOP",
-            metrics="aesop",
+            metrics="aesop, lsd",
             scale=4,
             published="Set14",
             gt="Set14",
@@ -343,7 +343,7 @@ GRAPHS: dict[str, tuple[Graph, str]] = {
         "## Evaluate folders\n\nScores folders of results against ground truth as AESOP's paper does, beside the numbers it "
         "prints. Put ground truth into `input/Set14` and results of the same names into `input/results/...`; a line per method: "
         "`NAME = folder`.\n\n"
-        "- metrics without weights on disk are listed as missing; without any: `psnr_y, ssim_y, lr_psnr, lsd`\n"
+        "- metrics without weights on disk are listed as missing; `lsd` needs none and stands in for LPIPS in the plane\n"
         f"- AE-PSNR of the bundled `{AUTOENCODER}` is not that of the paper: choose `AE_RRDBdecoder_100K.pth`\n"
         "- other sets: change `gt`, `sr` and `published`",
     ),

@@ -114,11 +114,10 @@ class Comparison:
         """Why the published rows may not be comparable with the measured ones."""
         lines: list[str] = []
         size = published_data()["images"].get(self.dataset)
-        other = [table.title for table in self.tables if size is not None and len(table.rows) != size]
-        if other:
+        other = [f"{table.title} was scored on {len(table.rows)}" for table in self.tables if len(table.rows) != size]
+        if size is not None and other:
             lines.append(
-                f"published: {self.dataset} has {size} images, other numbers of them were scored for {', '.join(other)}: "
-                "measured and published scores do not compare"
+                f"published: {self.dataset} has {size} images, {', '.join(other)}: measured and published scores do not compare"
             )
         if any("ae_psnr" in table.mean() for table in self.tables) and any("ae_psnr" in row.scores for row in self.published):
             lines.append(f"published: AE-PSNR with {published_data()['autoencoder']}; with another one it does not compare")

@@ -149,6 +149,11 @@ def test_table_marks_cells_and_grows_with_rows():
     plain, marked = table(["name", "x"], rows), table(["name", "x"], rows, marked={(1, 1)})
     green = np.array(drawing.GOOD)
     assert not (pixels(plain) == green).all(-1).any() and (pixels(marked) == green).all(-1).any()
+    ruled = table(["name", "x"], rows, ruled=(1,))
+    assert (
+        ruled.size == plain.size
+        and (pixels(ruled) == np.array(drawing.RULE)).all(-1).sum() > (pixels(plain) == np.array(drawing.RULE)).all(-1).sum()
+    ), "one line more"
     assert table(["name", "x"], rows * 5).height > plain.height
     with pytest.raises(ValueError, match=r"^rows: expected 2 cells in every row, got \[3\]"):
         table(["name", "x"], [["a", "b", "c"]])
