@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import images, information, jobs, measure
+from . import adapters, images, information, jobs, measure
 from .command import Command
 from .terminal import OK, STOPPED, WRONG, complain, say
 
@@ -54,6 +54,7 @@ app.command("degrade", cls=Command)(images.degrade)
 app.command("evaluate", cls=Command)(measure.evaluate)
 app.command("run", cls=Command)(jobs.run)
 app.command("train", cls=Command)(jobs.train)
+information.models.command("convert", cls=Command)(adapters.convert)
 app.add_typer(information.models, name="models")
 app.command("nodes", cls=Command)(information.nodes)
 app.command("bench", cls=Command)(measure.bench)

@@ -80,10 +80,13 @@ def find_download(name: str) -> Download:
         ValueError: unknown name.
     """
     from ..core.checks import did_you_mean
+    from .hub import HUB
 
     plain = name.removesuffix(".pth").removesuffix(".safetensors")
     if plain not in DOWNLOADS:
-        raise ValueError(f"NAME: expected a model that can be downloaded, got {name!r}; {did_you_mean(plain, list(DOWNLOADS))}")
+        raise ValueError(
+            f"NAME: expected a model that can be downloaded, got {name!r}; {did_you_mean(plain, [*DOWNLOADS, *HUB])}"
+        )
     return DOWNLOADS[plain]
 
 

@@ -27,11 +27,14 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="JSON on st
     """List bundled models, weight files in the model folders, and what `download` knows."""
     from ..nodes.host import get_host
     from .downloads import DOWNLOADS
+    from .hub import HUB
 
     host = get_host()
     known = [_file_facts(name, host.resolve_model(name)) for name in host.list_models()]
     folders = [str(folder) for folder in host.all_model_dirs()]
-    more = [{"name": name, "about": item.about, "licence": item.licence, "url": item.url} for name, item in DOWNLOADS.items()]
+    more = [
+        {"name": name, "about": item.about, "licence": item.licence, "url": item.url} for name, item in (DOWNLOADS | HUB).items()
+    ]
     if as_json:
         typer.echo(json.dumps({"models": known, "folders": folders, "downloads": more}, indent=2))
         return
@@ -86,10 +89,26 @@ def download(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Download a known model; a download that was cut off goes on where it stopped."""
+    """Download a known model; a download that was cut off goes on where it stopped, and what arrived is verified.
+
+    Models of several files go to ComfyUI's folder of their kind below the model folder, for example diffusers or loras.
+    """
     from ..nodes.host import get_host
     from .downloads import fetch, find_download
+    from .hub import HUB, fetch_model
 
+    if name in HUB:
+        model = HUB[name]
+        place = (to / model.key if to else get_host().model_dirs(model.key)[-1]) / model.folder
+        say(f"{model.url}\nlicence: {model.licence}", quiet)
+        with Progress(1, quiet) as bar:
+            paths = fetch_model(
+                model,
+                place,
+                lambda file, done, total: bar.update(done / max(total, 1), f"{file}  {done / 1e9:.2f} of {total / 1e9:.2f} GB"),
+            )
+        say(f"{place}\n{len(paths)} files, checksums as published", quiet)
+        return
     item = find_download(name)
     folder = to or get_host().model_dirs("alignsr")[-1]
     with Progress(1, quiet) as bar:
