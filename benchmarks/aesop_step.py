@@ -219,15 +219,14 @@ def our_step(parts: Parts) -> tuple[dict[str, float], Tensor]:
         terms = parts.stack.generator_terms(sr, parts.gt, sr_ema, parts.critic)
     values = dict(terms.values)
     terms.total().mean().backward()
-    parts.optimizer.step()
-    parts.optimizer.zero_grad()
     parts.critic.requires_grad_(True)
     with parts.autocast:
         critic_terms = parts.stack.critic_terms(parts.critic, sr, parts.gt)
     values |= critic_terms.values
     critic_terms.total().mean().backward()
-    parts.critic_optimizer.step()
-    parts.critic_optimizer.zero_grad()
+    for optimizer in (parts.optimizer, parts.critic_optimizer):  # both at the end, as the recipe does
+        optimizer.step()
+        optimizer.zero_grad()
     update_average(parts)
     assert sr.grad is not None
     return {name: float(value.detach().mean()) for name, value in values.items()}, sr.grad

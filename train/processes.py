@@ -40,7 +40,7 @@ def make_accelerator() -> Any:
     if int(accelerator.num_processes) != started > 1:
         raise RuntimeError(
             f"processes: expected {started} that train together, got {accelerator.num_processes}; start them with torchrun or "
-            "accelerate launch, and none before them in the same program"
+            "accelerate launch, with ACCELERATE_USE_CPU=true where the device takes only one, and train nothing alone before"
         )
     if started == 1 and "MASTER_ADDR" in os.environ and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         LOGGER.warning(
