@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ..core.records import Conditioning
 from ..core.restore import MODES
+from ..core.weights import MissingModelError
 from .common import SR_MODEL, input_names, take
 from .host import get_host
 from .models import DEVICES
-from .one_step import AUTO, OneStepModel
+from .one_step import AUTO, TINY, OneStepModel
 
 LOGGER = logging.getLogger("alignsr")
 CONDITIONING = "ALIGNSR_CONDITIONING"  # socket type; a core.records.Conditioning or a core.staged.Conditioner
@@ -77,11 +78,11 @@ class LoadVLM:
         return {
             "required": {
                 "vlm_name": (
-                    [AUTO, *get_host().list_folders("tokenizer_config.json", *VLM_KEYS)],
+                    [AUTO, TINY, *get_host().list_folders("tokenizer_config.json", *VLM_KEYS)],
                     {
                         "default": AUTO,
                         "tooltip": "A folder of transformers in models/text_encoders. auto: Qwen3-VL-4B-Instruct, the one that "
-                        "the released adapters know.",
+                        "the released adapters know. tiny: a random miniature that shows whether a workflow runs.",
                     },
                 ),
                 "precision": (list(DTYPES), {"default": "bf16", "tooltip": "Number format of its weights; bf16 as released."}),
@@ -109,25 +110,44 @@ class LoadVLM:
         self, vlm_name: str = AUTO, precision: str = "bf16", keep: str = "home", device: str = "auto"
     ) -> tuple[LoadedVLM, str]:
         from ..core.conditioning import load_vlm
-        from ..core.conditioning.folders import find_folder
-        from ..core.conditioning.vlm import VLM_FOLDER
 
         for name, value, known in (("precision", precision, tuple(DTYPES)), ("keep", keep, KEEPS), ("device", device, DEVICES)):
             if value not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}; choose one of them")
         host = get_host()
-        places = [folder for key in VLM_KEYS for folder in host.model_dirs(key)]
-        with input_names("vlm_name"):
-            folder = find_folder(VLM_FOLDER, None if vlm_name == AUTO else vlm_name, places)
         where = torch.device("cpu") if device == "cpu" else host.device()
+        folder = _vlm_folder(vlm_name)
 
         def read() -> Any:
             LOGGER.info("reading the weights of %s ...", folder.name)
             with torch.inference_mode(False):
-                return load_vlm(folder, (), DTYPES[precision], where)
+                return _tiny_vlm(DTYPES[precision]) if vlm_name == TINY else load_vlm(folder, (), DTYPES[precision], where)
 
         facts = {"folder": str(folder), "precision": precision, "keep": keep, "device": str(where)}
         return LoadedVLM(folder, read, where, keep), json.dumps(facts, indent=2)
+
+
+def _vlm_folder(vlm_name: str) -> Path:
+    from ..core.conditioning.folders import find_folder
+    from ..core.conditioning.vlm import VLM_FOLDER
+
+    if vlm_name == TINY:
+        return Path(TINY)
+    host = get_host()
+    places = [folder for key in VLM_KEYS for folder in host.model_dirs(key)]
+    try:
+        with input_names("vlm_name"):
+            return find_folder(VLM_FOLDER, None if vlm_name == AUTO else vlm_name, places)
+    except MissingModelError as error:
+        raise MissingModelError(f"{error}, or run `alignsr models download qwen3-vl`") from error
+
+
+def _tiny_vlm(dtype: torch.dtype) -> Any:
+    from ..core.conditioning.tiny import tiny_vlm
+
+    made = tiny_vlm()
+    made.model.to(dtype)
+    return made
 
 
 class VLMEncode:

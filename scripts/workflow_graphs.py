@@ -230,6 +230,22 @@ def aesop_ablation() -> Graph:
     }
 
 
+def upscale_with_strsr(backbone: str, lora: str, name: str) -> Graph:
+    return {
+        "1": node("LoadImage", image=EXAMPLE),
+        "2": node("AlignSRLoadOneStepBackbone", backbone=backbone),
+        "3": node("AlignSRLoadLoRA", lora_name=lora),
+        "4": node("AlignSRMergeLoRA", model=["2", 0], lora=["3", 0], strength=1.0),
+        "5": node("AlignSRLoadVLM", vlm_name="auto"),
+        "6": node("AlignSRVLMEncode", vlm=["5", 0], model=["4", 0], image=["1", 0], mode="best"),
+        "7": node("AlignSROneStepSR", model=["4", 0], image=["1", 0], scale=4, conditioning=["6", 0], mode="best"),
+        "8": node("SaveImage", images=["7", 0], filename_prefix=f"alignsr/{name}"),
+        "9": node("AlignSRCompare", result=["7", 0], input=["1", 0], labels="input (bicubic), StrSR"),
+        "10": node("PreviewImage", "Comparison", images=["9", 0]),
+        "11": node("PreviewAny", "What was done", source=["7", 2]),
+    }
+
+
 def evaluate_folders() -> Graph:
     return {
         "1": node("AlignSRAESOPAutoEncoder", model_name=AUTOENCODER),
@@ -259,6 +275,18 @@ VGG = "`vgg19-dcbb9e9d.pth` (torchvision)"
 BATCH = "`run.accumulation_steps=4` makes the published batch of 4 GPUs on one; with less memory take more steps of a smaller "
 BATCH += "`run.batch_size`"
 GOES_ON = "Interrupt at any time and queue again: it goes on"
+
+STRSR = (
+    "One Euler step of a large diffusion transformer from the enlarged input, told what a vision-language model saw.\n\n"
+    "Needs, each with `alignsr models download NAME`:\n\n"
+)
+STRSR_HINTS = (
+    "\n\nThe language model, the autoencoder and the transformer take turns on the GPU. With less memory: `precision` 8bit or "
+    "4bit, `tile_px` 768.\n\n"
+    "- as the released scripts do it: `mode` parity in **VLM Encode** and **One-Step SR**, any `seed`\n"
+    "- closer to the input: `strength` below 1, in **One-Step SR** or **Merge LoRA**; `color_fix` wavelet keeps its colours\n"
+    "- the adapters are the authors', for non-commercial use"
+)
 
 GRAPHS: dict[str, tuple[Graph, str]] = {
     "upscale-image": (
@@ -300,8 +328,8 @@ GRAPHS: dict[str, tuple[Graph, str]] = {
     "train-aesop": (
         train_aesop(),
         "## Train AESOP\n\nStep 2 of 2, settings of the paper. Needs a GPU and:\n\n"
-        f"- sharp pictures (DIV2K, Flickr2K) in `input/DF2K`; the last 100 by name are kept for validation\n- {START} and {VGG} "
-        "in `models/alignsr`\n"
+        f"- sharp pictures (DIV2K, Flickr2K) in `input/DF2K`; the last 100 by name are kept for validation\n- {START} and "
+        "{VGG} in `models/alignsr`\n"
         "- for the paper's results its auto-encoder, chosen on the left: `AE_RRDBdecoder_100K.pth`, or yours of **Pretrain**. "
         f"`{AUTOENCODER}` is bundled\n\n{GOES_ON}.\n\n"
         "- other networks: config `aesop-rrdb-256`, `aesop-swinir-256`, `aesop-drct-256`\n"
@@ -319,30 +347,40 @@ GRAPHS: dict[str, tuple[Graph, str]] = {
         upscale_with_aesop(),
         "## Upscale with an AESOP network\n\nPut your weights of **Train AESOP**, or a released file, into `models/alignsr` or "
         "`models/upscale_models`, choose it in **AESOP network**, choose a picture and queue.\n\n"
-        f"`{GENERATOR}` stands there because it is bundled: it was trained for fidelity alone, and shows the smooth result that "
-        "AESOP goes beyond.",
+        f"`{GENERATOR}` stands there because it is bundled: it was trained for fidelity alone, and shows the smooth result "
+        "that AESOP goes beyond.",
+    ),
+    "upscale-with-strsr-flux": (
+        upscale_with_strsr("flux2_klein", "StrSR-flux", "strsr-flux"),
+        f"## Upscale with StrSR on FLUX.2 [klein]\n\n{STRSR}- `flux2-klein`, 8 GB, or the single files in "
+        f"`models/diffusion_models` and `models/vae`\n- `StrSR-flux`, 1.2 GB\n- `qwen3-vl`, 9 GB{STRSR_HINTS}",
+    ),
+    "upscale-with-strsr-z": (
+        upscale_with_strsr("z_image", "StrSR-zimage", "strsr-z"),
+        f"## Upscale with StrSR on Z-Image-Turbo\n\n{STRSR}- `z-image`, 12 GB or more, or the single files in "
+        f"`models/diffusion_models` and `models/vae`\n- `StrSR-zimage`, 2.4 GB\n- `qwen3-vl`, 9 GB{STRSR_HINTS}",
     ),
     "view-autoencoder": (
         view_autoencoder(),
-        "## What does the auto-encoder do?\n\nThe sheet shows a picture, what comes back from the auto-encoder, what it removed "
-        "(AESOP's loss does not punish a network for differing there) and the spectra of all three. Choose a sharp picture; "
-        "the sheet is saved in `output/alignsr`.\n\n"
+        "## What does the auto-encoder do?\n\nThe sheet shows a picture, what comes back from the auto-encoder, what it "
+        "removed (AESOP's loss does not punish a network for differing there) and the spectra of all three. Choose a sharp "
+        "picture; the sheet is saved in `output/alignsr`.\n\n"
         "- **Health**: PSNR of what comes back, share of fine detail kept, pixels out of range\n"
         "- a good one keeps shapes and colours, and removes texture only",
     ),
     "aesop-ablation": (
         aesop_ablation(),
-        "## Ablation of AESOP (Table 3)\n\nFour networks by the same recipe, losses apart: LDL's pixel loss; (a) an auto-encoder "
-        "with a bicubic encoder; (b) one without the LR term; (c) the full method. Three auto-encoders are trained first. The "
-        "results of one picture are compared on a sheet and in a table, in `output/alignsr`.\n\n"
+        "## Ablation of AESOP (Table 3)\n\nFour networks by the same recipe, losses apart: LDL's pixel loss; (a) an "
+        "auto-encoder with a bicubic encoder; (b) one without the LR term; (c) the full method. Three auto-encoders are "
+        "trained first. The results of one picture are compared on a sheet and in a table, in `output/alignsr`.\n\n"
         f"Needs a GPU, many days, `input/DF2K`, {START} and {VGG} in `models/alignsr`. {GOES_ON}.\n\n"
         "- whole test sets: `alignsr upscale` with each of the four weights, then **evaluate-folders**",
     ),
     "evaluate-folders": (
         evaluate_folders(),
         "## Evaluate folders\n\nScores folders of results against ground truth as AESOP's paper does, beside the numbers it "
-        "prints. Put ground truth into `input/Set14` and results of the same names into `input/results/...`; a line per method: "
-        "`NAME = folder`.\n\n"
+        "prints. Put ground truth into `input/Set14` and results of the same names into `input/results/...`; a line per "
+        "method: `NAME = folder`.\n\n"
         "- metrics without weights on disk are listed as missing; `lsd` needs none and stands in for LPIPS in the plane\n"
         f"- AE-PSNR of the bundled `{AUTOENCODER}` is not that of the paper: choose `AE_RRDBdecoder_100K.pth`\n"
         "- other sets: change `gt`, `sr` and `published`",

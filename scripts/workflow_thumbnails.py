@@ -4,9 +4,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw
 from workflow_graphs import ABLATION, EXAMPLE
 
+from alignsr.core.drawing import INK, MUTED, PAPER, RULE, SHADE, write
 from alignsr.core.pictures import contact_sheet, thumbnail
 from alignsr.core.weights import write_atomic
 from alignsr.nodes.host import LocalHost
@@ -209,6 +210,32 @@ def evaluate_folders(root: Path) -> Image.Image:
     return _run("evaluate-folders", root, sets, "3")
 
 
+def strsr(transformer: str) -> Image.Image:
+    """What is connected to what: the weights are the authors', so there is no result of ours to show."""
+    page = Image.new("RGB", THUMBNAIL_PX, PAPER)
+    draw = ImageDraw.Draw(page)
+    small = portrait().resize((176, 132), Image.Resampling.BICUBIC)
+    page.paste(small, (20, 126))
+    write(page, 108, 266, "low resolution", 14, colour=MUTED, anchor="ma")
+    parts = (
+        ("Qwen3-VL 4B", "sees the picture"),
+        (f"{transformer} + LoRA", "one Euler step"),
+        ("autoencoder", "encodes and decodes"),
+    )
+    for row, (title, text) in enumerate(parts):
+        top = 62 + 92 * row
+        draw.rounded_rectangle((270, top, 490, top + 66), 8, fill=SHADE, outline=RULE, width=2)
+        write(page, 380, top + 12, title, 17, bold=True, anchor="ma")
+        write(page, 380, top + 38, text, 14, colour=MUTED, anchor="ma")
+        draw.line((206, 192, 262, top + 33), fill=INK, width=2)
+        draw.ellipse((258, top + 29, 266, top + 37), fill=INK)
+        if row:
+            draw.line((380, top - 26, 380, top), fill=INK, width=2)
+    write(page, 20, 20, "StrSR", 24, bold=True)
+    write(page, 380, 344, "4x, tile by tile", 14, colour=MUTED, anchor="ma")
+    return page
+
+
 SHEETS: dict[str, Callable[[Path], Image.Image]] = {
     "upscale-image": lambda root: _run("upscale-image", root, _zoom("5", 205, 190, 120), "6"),
     "upscale-folder": upscale_folder,
@@ -218,6 +245,8 @@ SHEETS: dict[str, Callable[[Path], Image.Image]] = {
     "train-aesop": train_aesop,
     "train-aesop-real-world": train_aesop_real_world,
     "upscale-with-aesop": upscale_with_aesop,
+    "upscale-with-strsr-flux": lambda _: strsr("FLUX.2 klein"),
+    "upscale-with-strsr-z": lambda _: strsr("Z-Image"),
     "view-autoencoder": view_autoencoder,
     "aesop-ablation": ablation,
     "evaluate-folders": evaluate_folders,

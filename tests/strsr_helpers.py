@@ -37,10 +37,15 @@ def write_released(folder: Path, adapter: Adapter) -> Path:
     return folder
 
 
-def write_models(root: Path, *, text: bool = False) -> Path:
-    """What the StrSR workflows name, tiny, below a models folder: `loras`, `text_encoders/tiny-vlm`, `diffusers/tiny-text`."""
+def write_adapters(root: Path) -> None:
+    """The two adapters, tiny, under the names of the released ones, in the `loras` of a models folder."""
     for kind, name in NAMES.items():
         save_adapter(root / "loras" / f"{name}.safetensors", one_step_adapter(kind))
+
+
+def write_models(root: Path, *, text: bool = False) -> Path:
+    """What the StrSR workflows name, tiny, below a models folder: `loras`, `text_encoders/tiny-vlm`, `diffusers/tiny-text`."""
+    write_adapters(root)
     save_vlm(root / "text_encoders" / "tiny-vlm")
     if text:
         save_text_model(root / "diffusers" / "tiny-text")

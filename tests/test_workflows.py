@@ -8,8 +8,9 @@ import sys
 import pytest
 from node_helpers import picture, save_tiny_autoencoder, save_tiny_network, save_tiny_pixel
 from PIL import Image
+from strsr_helpers import write_adapters
 from train_helpers import make_pictures
-from workflow_helpers import TINY_TRAINERS, three_stages, tiny_sets
+from workflow_helpers import TINY_TRAINERS, three_stages, tiny_sets, tiny_strsr_sets
 
 from alignsr.core import weights
 from alignsr.core.image_files import read_image, to_pil
@@ -26,12 +27,14 @@ FOLDER = ROOT / "workflows"
 NAMES = (
     *("aesop-ablation", "degrade-restore-score", "evaluate-folders", "pretrain-aesop-autoencoder", "train-aesop"),
     *("train-aesop-real-world", "train-small-network", "upscale-folder", "upscale-image", "upscale-with-aesop"),
-    "view-autoencoder",
+    *("upscale-with-strsr-flux", "upscale-with-strsr-z", "view-autoencoder"),
 )
 SMALL = {
     **{name: tiny_sets(name) for name in TINY_TRAINERS},
     "evaluate-folders": ["2.metrics=psnr_y, lr_psnr, ae_psnr"],
     "upscale-with-aesop": ["5.panel_px=100"],
+    "upscale-with-strsr-flux": tiny_strsr_sets(),
+    "upscale-with-strsr-z": tiny_strsr_sets(),
     "view-autoencoder": [],
     "upscale-image": ["5.panel_px=100"],
     "upscale-folder": [],
@@ -79,6 +82,7 @@ def tiny(inputs, tmp_path, monkeypatch):
         save_tiny_network(assets / f"{name}.safetensors")
     save_tiny_pixel(assets / "pixel-x4.safetensors")
     save_tiny_autoencoder(assets / "autoencoders" / "autoencoder-tiny-x4.safetensors")
+    write_adapters(tmp_path / "models")
     monkeypatch.setattr(weights, "ASSETS", assets)
     host = LocalHost(output_dir=tmp_path / "out", input_dirs=[inputs], models_dirs=[tmp_path / "models"])
     with use_host(host):
@@ -254,6 +258,12 @@ def test_runs_headless(name, form, tiny, tmp_path):
     elif name == "train-small-network":
         assert any(file.endswith("curve.png") for file in written) and "alignsr/my-lite-x4_00001_.png" in written
         assert any(file.name == "my-lite-x4.safetensors" for file in (tmp_path / "out").rglob("*"))
+    elif name.startswith("upscale-with-strsr"):
+        assert written == {f"alignsr/{name.removeprefix('upscale-with-')}_00001_.png"}
+        assert Image.open(result.files[0]).size == (68 * 4, 72 * 4)
+        facts = json.loads(result.outputs["11"]["text"][0])
+        kind = "flux2_klein" if name.endswith("flux") else "z_image"
+        assert facts["backbone"] == f"tiny {kind}" and facts["mode"] == "best" and facts["tiles"] == 9
     else:
         check_aesop(name, result, written, tmp_path / "out")
 

@@ -18,6 +18,12 @@ TINY_TRAINERS: dict[str, dict[str, str]] = {  # workflow -> training node -> its
         "33": "tiny-aesop-rrdb-128",
     },
 }
+TINY_STRSR: dict[str, dict[str, Any]] = {  # node -> inputs of both StrSR workflows; the adapters lie in models/loras
+    "2": {"model_name": "tiny", "precision": "fp32"},
+    "5": {"vlm_name": "tiny", "precision": "fp32"},
+    "7": {"tile_px": 128, "overlap_px": 16},
+    "9": {"panel_px": 100},
+}
 STAGES = {  # a network that starts as interpolation, so that the last picture is the first one, enlarged
     "pretrain-aesop-autoencoder": {"1": {"config": "tiny-aesop-autoencoder-tiny", "overrides": f"{SHORT}\nrun.steps=2"}},
     "train-aesop": {
@@ -56,6 +62,11 @@ def tiny_inputs(workflow: str, data_folder: str = "training-pictures") -> dict[s
 def tiny_sets(workflow: str) -> list[str]:
     """The same as `--set` takes it."""
     return [f"{node_id}.{key}={value}" for node_id, inputs in tiny_inputs(workflow).items() for key, value in inputs.items()]
+
+
+def tiny_strsr_sets() -> list[str]:
+    """What makes a StrSR workflow small, as `--set` takes it."""
+    return [f"{node_id}.{key}={value}" for node_id, inputs in TINY_STRSR.items() for key, value in inputs.items()]
 
 
 def three_stages(pretrain: dict[str, Any], train: dict[str, Any], data_folder: str = "training-pictures") -> dict[str, Any]:

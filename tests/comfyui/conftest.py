@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from strsr_helpers import write_adapters
 
 from comfyui.browser import Browser, find_chromium
 from comfyui.materials import NETWORK, write_model, write_pictures
@@ -16,6 +17,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     write_pictures(running.base / "input")
     for name in NETWORK:
         write_model(running.base / "models" / "alignsr", name)
+    write_adapters(running.base / "models")
     try:
         yield running.start()
     finally:

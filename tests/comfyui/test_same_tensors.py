@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from workflow_helpers import TINY_TRAINERS, three_stages, tiny_inputs
+from workflow_helpers import TINY_STRSR, TINY_TRAINERS, three_stages, tiny_inputs
 
 from comfyui.runner import differences, run_locally, tensor_differences, with_dumps
 from comfyui.server import Server, node
@@ -29,6 +29,8 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {  # workflow -> node id -> inputs
     "upscale-folder": {"1": {"folder": "photos"}},
     "upscale-image": {"1": {"image": "colour.png"}},
     "upscale-with-aesop": {"1": {"image": "colour.png"}},
+    "upscale-with-strsr-flux": {"1": {"image": "colour.png"}, **TINY_STRSR},
+    "upscale-with-strsr-z": {"1": {"image": "colour.png"}, **TINY_STRSR},
     "view-autoencoder": {},
 }
 
