@@ -41,6 +41,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0  # clip the global norm; 0 turns clipping off
+    bits: Literal[32, 8] = added(32)  # of the optimiser's state; 8 needs bitsandbytes and saves three quarters of that memory
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class DataConfig:
     pool_size: int = 0  # degradation presets: pairs kept for reuse; 0 degrades every sample anew
     pool_patch_px: int = 384  # side of the ground truth of a pooled pair; patches are cut from it
     pool_refresh: int = 4  # new pairs per optimiser step
+    pair_pool: int = added(0)  # mix the order of samples as a pool of so many pairs does, without keeping any
+    crop: Literal["random", "fit"] = added("random")  # fit: whole pictures, short side resized to the patch, middle cut out
     gt_scale_min: float = added(1.0)  # degradation presets: shrink each ground truth by a factor from here to 1; more scales
     on_error: Literal["stop", "skip"] = "stop"  # what an unreadable file does
 

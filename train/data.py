@@ -14,13 +14,16 @@ from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..core.checks import check_positive_int
 from ..core.records import PairBatch
 from ..core.resize import bicubic
 from .config import DataConfig
+from .pool import pooled_index
 from .sources import DataError, Source, find_sources
 from .store import ImageStore, Windows
 
@@ -58,6 +61,31 @@ def dihedral(x: Tensor, turn: int) -> Tensor:
     if turn & 2:
         x = x.flip(-2)
     return x.transpose(-1, -2) if turn & 4 else x
+
+
+def fitted(image: Tensor, side_px: int) -> Tensor:
+    """The middle square of a picture whose short side is resized to `side_px`, small pictures enlarged.
+
+    Halved with a box filter while the short side is at least twice as long, then bicubic (antialiased), then cut.
+
+    Args:
+        image: [3, H, W] uint8.
+        side_px: of the square.
+
+    Returns:
+        [3, side_px, side_px] uint8.
+
+    Source:
+        strsr.md section 2.1 item 1.
+    """
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    while min(picture.size) >= 2 * side_px:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    factor = side_px / min(picture.size)
+    size = (max(side_px, round(picture.width * factor)), max(side_px, round(picture.height * factor)))
+    picture = picture.resize(size, Image.Resampling.BICUBIC)
+    left, top = (size[0] - side_px) // 2, (size[1] - side_px) // 2
+    return torch.from_numpy(np.array(picture.crop((left, top, left + side_px, top + side_px)))).permute(2, 0, 1).contiguous()
 
 
 @contextmanager
@@ -164,14 +192,15 @@ class PairData:
         self.held_out = usable
 
     def batch(self, first_index: int, size: int) -> PairBatch:
-        """The samples [first_index, first_index + size) as one batch."""
+        """The samples [first_index, first_index + size) as one batch, in the order of `pair_pool` if there is one."""
+        indices = [pooled_index(first_index + i, self.config.pair_pool, self.seed) for i in range(size)]
         with one_thread():
             if self.config.degradation == "matlab":
-                samples = [self._matlab_sample(first_index + i) for i in range(size)]
+                samples = [self._matlab_sample(index) for index in indices]
             elif self.config.pool_size:
-                samples = [self._pooled_sample(first_index + i) for i in range(size)]
+                samples = [self._pooled_sample(index) for index in indices]
             else:
-                return self._degraded(range(first_index, first_index + size), self.config.gt_patch_px)
+                return self._degraded(indices, self.config.gt_patch_px)
             gts, lqs, names = zip(*samples, strict=True)
             return PairBatch(torch.stack(lqs).float() / 255, torch.stack(gts).float() / 255, tuple(names))
 
@@ -220,7 +249,7 @@ class PairData:
             except (OSError, ValueError) as error:
                 self._complain(f"{source.label}: not readable as an image ({error}); remove it")
                 continue
-            if min(gt.shape[-2:]) < self.config.gt_patch_px:
+            if min(gt.shape[-2:]) < self.config.gt_patch_px and self.config.crop == "random":
                 self._complain(
                     f"{source.label}: expected sides of at least {self.config.gt_patch_px} px, got "
                     f"{gt.shape[-2]}x{gt.shape[-1]}; lower data.gt_patch_px, remove it"
@@ -259,6 +288,8 @@ class PairData:
     def _crop(self, index: int, size_px: int) -> tuple[Tensor, int, str]:
         """A square ground-truth crop for degradation, as large as the picture allows up to size_px."""
         gt, _, draw, name = self._readable(index, need_pair=False)
+        if self.config.crop == "fit":
+            return dihedral(fitted(gt, size_px), self._turn(draw)), draw.seed, name
         gt = self._shrunk(gt, draw)
         side = min(size_px, *(n - n % self.scale for n in gt.shape[-2:]))
         top, left = (int(r * (n - side + 1)) for r, n in zip((draw.top, draw.left), gt.shape[-2:], strict=True))
@@ -330,6 +361,16 @@ def _check(config: DataConfig, scale: int) -> None:
             )
         if config.shards:
             raise DataError("data.subimage_px: expected 0 with data.shards, got sub-images; cut them before packing the shards")
+    check_positive_int(config.pair_pool, "data.pair_pool", low=0)
+    if config.crop == "fit" and (config.degradation == "matlab" or config.pool_size or config.subimage_px):
+        raise DataError(
+            'data.crop: expected "random" with data.degradation = "matlab", data.pool_size or data.subimage_px, got "fit"; '
+            "it makes one sample of a whole picture, choose a degradation preset and leave the others out"
+        )
+    if config.pair_pool and config.pool_size:
+        raise DataError(
+            f"data.pair_pool: expected 0 beside data.pool_size, got {config.pair_pool}; that pool mixes samples already"
+        )
     if config.degradation == "matlab":
         return
     if config.lq_folders:

@@ -24,7 +24,17 @@ def learning_rate(step: int, total: int, peak: float, schedule: ScheduleConfig) 
 
 
 def make_optimizer(parameters: Any, config: OptimizerConfig) -> Optimizer:
-    """AdamW, or Adam when there is no weight decay; one multi-tensor update."""
+    """AdamW, or Adam when there is no weight decay; one multi-tensor update, or the 8-bit ones of bitsandbytes.
+
+    Raises:
+        ModuleNotFoundError: 8 bits without bitsandbytes; the message says how to install it.
+    """
+    if config.bits == 8:
+        from ..core.compat import import_third_party
+
+        optim: Any = import_third_party("bitsandbytes").optim
+        small = optim.AdamW8bit if config.weight_decay else optim.Adam8bit
+        return small(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
     kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
     return kind(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
 

@@ -49,7 +49,7 @@ class TrainState:
             state = optimizer.state_dict()
             layout[name] = {"param_groups": state["param_groups"], "scalars": {}}
             for index, values in state["state"].items():
-                for key, value in _flat(values):
+                for key, value in _places(values):
                     if isinstance(value, Tensor):
                         tensors[f"optimizers/{name}/{index}/{key}"] = value
                     else:
@@ -180,11 +180,11 @@ def _read(path: Path) -> dict[str, Any]:
     return info
 
 
-def _flat(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+def _places(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
     """An optimiser's state of one parameter as (place, value); bitsandbytes keeps a table inside the table."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{start}{key}/")
+            yield from _places(value, f"{start}{key}/")
         else:
             yield f"{start}{key}", value
 

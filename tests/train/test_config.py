@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from alignsr.core.lora import LORA_TARGETS
 from alignsr.train.config import (
     CONFIGS,
     ConfigError,
@@ -15,7 +16,7 @@ from alignsr.train.config import (
     read_toml,
     to_mapping,
 )
-from alignsr.train.recipes import RECIPES, autoencoder, fidelity, load_config, perceptual_gan
+from alignsr.train.recipes import RECIPES, autoencoder, fidelity, load_config, one_step_distill, perceptual_gan
 from alignsr.train.recipes.fidelity import FidelityConfig
 
 
@@ -117,8 +118,12 @@ def build(name):
     kind = next(key for key, known in RECIPES.items() if known is recipe)
     names = {field.name for field in dataclasses.fields(config.model)}
     without = {field: value for field, value in {"init": "", "init_decoder": "random"}.items() if field in names}
+    if kind == "one_step_distill" and config.model.source != "tiny":
+        without["source"] = "random"  # the published size without files
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **without))
     with torch.device("meta"):
+        if kind == "one_step_distill":
+            return kind, sum(p.numel() for p in one_step_distill.build_model(config).part.parameters())
         built = {"fidelity": fidelity, "autoencoder": autoencoder, "perceptual_gan": perceptual_gan}[kind].build_model(config)
     module = built if kind == "autoencoder" else dict(built.modules())["network"]
     return kind, sum(p.numel() for p in module.parameters())
@@ -132,7 +137,9 @@ def test_every_tiny_config_builds_a_tiny_model(name):
 @pytest.mark.parametrize("name", [name for name in published() if not name.startswith("tiny-")])
 def test_every_published_config_builds_its_model(name):
     kind, parameters = build(name)
-    low, high = {"fidelity": (1e5, 3e6), "autoencoder": (1e5, 2e7), "perceptual_gan": (1e7, 2e7)}[kind]
+    low, high = {"fidelity": (1e5, 3e6), "autoencoder": (1e5, 2e7), "perceptual_gan": (1e7, 2e7), "one_step_distill": (1e5, 1e9)}[
+        kind
+    ]
     assert low < parameters < high
 
 
@@ -144,6 +151,11 @@ SIZES = {  # specification aesop.md 3
     "aesop-swinir-256": 11_900_199,
     "aesop-drct-256": 14_139_579,
     "aesop-real": 16_697_987,
+    # specification strsr.md 1.3 and 1.7: adapters of rank 256, and projectors
+    "strsr-flux2-klein-stage1": 298_844_160 + 39_333_120,
+    "strsr-flux2-klein-stage2": 298_844_160 + 39_333_120,
+    "strsr-z-image-stage1": 635_043_840 + 6_558_720,
+    "strsr-z-image-stage2": 635_043_840 + 6_558_720,
 }
 
 
@@ -231,6 +243,53 @@ def test_ablations_differ_from_the_full_method_in_one_thing():
         assert other == {**expected, "losses": {**full["losses"], "aesop": aesop}}
     low_pass = load_config("aesop-ablation-low-pass")[1].losses.weights()
     assert low_pass == {"low_pass": 0.01, "artifact": 1.0, "perceptual": 1.0, "adversarial": 0.005}
+
+
+# specification strsr.md 2: steps, seed, weights
+STRSR = {
+    f"strsr-{backbone}-stage{stage}": (steps, seed, {"pixel": 1, "lpips": 3, "ragan": 0.1} | fdl)
+    for backbone, seed in (("flux2-klein", 649151), ("z-image", 42))
+    for stage, steps, fdl in ((1, 40_000, {}), (2, 20_000, {"fdl": 0.002}))
+}
+
+
+@pytest.mark.parametrize("name", STRSR)
+def test_numbers_of_strsr(name):
+    config = load_config(name)[1]
+    run, model, losses, data, opponent = config.run, config.model, config.losses, config.data, config.discriminator
+    assert (run.steps, run.seed, losses.weights()) == STRSR[name]
+    for optimizer, rate in ((config.optimizer, 5e-6), (opponent.optimizer, 1e-6)):
+        values = (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay, optimizer.max_grad_norm, optimizer.bits)
+        assert values == (rate, (0.9, 0.999), 0.01, 1.0, 32)
+    assert {(s.kind, s.warmup_steps) for s in (config.schedule, opponent.schedule)} == {("constant", 0)}
+    assert (run.batch_size, run.precision, run.ema_decay, run.checkpoint_every, run.keep_checkpoints) == (
+        1,
+        "bf16",
+        0.0,
+        1000,
+        10,
+    )
+    assert (config.lora.rank, config.lora.alpha) == (256, 256.0)
+    assert config.lora.targets == LORA_TARGETS[model.backbone]
+    assert (model.sigma, model.step_length, model.scale, model.posterior, model.use_checkpointing) == (
+        0.8,
+        0.8,
+        4,
+        "sample",
+        True,
+    )
+    assert (losses.pixel.kind, losses.pixel.model_range) == ("l1", True)
+    ragan = losses.ragan
+    assert (ragan.factor, ragan.r1_weight, ragan.r1_sigma, ragan.r1_noise) == (0.5, 10.0, 0.005, "gaussian")
+    assert (opponent.features.kind, opponent.features.architecture, opponent.hidden) == ("clip", "convnext_xxlarge", 512)
+    if losses.fdl is not None:
+        fdl = losses.fdl
+        assert (fdl.features.kind, fdl.projections, fdl.patch, fdl.phase_weight) == ("vgg19", 256, 5, 1.0)
+        assert model.init == f"models/{name.replace('stage2', 'stage1')}.safetensors"
+        assert opponent.init == f"models/{name.replace('stage2', 'stage1')}-critic.safetensors"
+    told = (data.gt_patch_px, data.crop, data.augment, data.degradation, data.jpeg, data.pair_pool, config.sharpen_target)
+    assert told == (1024, "fit", False, "strsr", "diffjpeg", 256, True)
+    assert (config.conditioning.kind, config.conditioning.width) == ("vlm", 2560)
 
 
 def test_every_config_of_several_processes_says_how_it_is_started():

@@ -1,0 +1,435 @@
+"""The recipe `one_step_distill`: its step is StrSR's, resumes exactly, and stage 2 goes on where stage 1 ended."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from train_helpers import StopAfter, equal_files, make_pictures, tiny
+
+from alignsr.core.backbones import LATENT_KINDS, load_backbone, open_backbone
+from alignsr.core.backbones.base import BackboneSpec
+from alignsr.core.backbones.latent import tiny as tiny_backbone
+from alignsr.core.backbones.pixel import PixelBackbone
+from alignsr.core.lora import LORA_TARGETS, Adapter, adapter_state, expected_state
+from alignsr.core.lora_files import read_adapter, save_adapter
+from alignsr.core.networks.tiny_autoencoder import TinyAutoencoder
+from alignsr.core.restore import one_step
+from alignsr.core.weights import WeightsError, load_state_dict, read_info, save_weights
+from alignsr.train.config import ConfigError, published
+from alignsr.train.loop import Loop, NonFiniteError, Stopped
+from alignsr.train.one_step import InAutocast, OneStepModelConfig, merged_state, showing
+from alignsr.train.recipes import load_config
+from alignsr.train.recipes import one_step_distill as recipe
+from alignsr.train.state import checkpoints
+from reference.formula import S, U
+
+FULL = [n for n in published() if n.startswith("tiny-") and load_config(n)[0].config is recipe.OneStepDistillConfig]
+PIXEL, FLUX, Z_IMAGE = "tiny-strsr-pixel-stage2", "tiny-strsr-flux2-klein-stage1", "tiny-strsr-z-image-stage1"
+QUIET = {"run__preview_every": 0, "run__validate_every": 0}
+NETWORK = {"discriminator__features__kind": "network"}  # a tenth of the time of a convolutional critic at 128 px
+LIGHT = {**QUIET, **NETWORK, "losses__lpips__weight": 0, "data__gt_patch_px": 64, "data__workers": 0}
+LIGHT_PIXEL = {**QUIET, "data__gt_patch_px": 64}
+FOUR = {"run__steps": 4, "run__checkpoint_every": 2}
+STILL = {"optimizer__learning_rate": 0.0, "discriminator__optimizer__learning_rate": 0.0}
+
+
+SMALL = {"patch_px": 8, "width": 32, "heads": 2, "layers": 1, "mlp_ratio": 2.0}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Pictures, and beside them a small pixel model whose last layer is not zero, so that an adapter gets a gradient."""
+    folder = tmp_path_factory.mktemp("pictures")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = PixelBackbone(SMALL).network
+        torch.nn.init.normal_(network.transformer.proj_out.weight, std=0.02)
+    save_weights(folder / "pixel.safetensors", network.state_dict())
+    return make_pictures(folder, side=136)
+
+
+def light(name, pictures, **sets):
+    small = {"model__init": (pictures / "pixel.safetensors").as_posix(), "model__options": SMALL}
+    return tiny(name, pictures, **(LIGHT_PIXEL | small if "pixel" in name else LIGHT) | sets)
+
+
+def state_of(folder, part, group="modules"):
+    tensors = load_state_dict(checkpoints(folder)[-1])
+    prefix = f"{group}/{part}/"
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_every_tiny_twin_trains_one_step_and_its_weights_load_back(name, pictures, tmp_path):
+    """VGG16 and VGG19 of random weights at 128 px take most of the seconds."""
+    config = tiny(name, pictures)
+    result = recipe.train(config, tmp_path / "run", StopAfter(99))
+    log, terms = result.logs[-1], config.losses.weights()
+    assert set(terms) == {"pixel", "ragan"} | ({"fdl"} if "stage2" in name else set()) | (set() if "pixel" in name else {"lpips"})
+    assert log["loss"] == pytest.approx(sum(weight * log[term] for term, weight in terms.items()), rel=1e-5)
+    assert log["discriminator/loss"] == pytest.approx(log["discriminator/ragan"] + 10 * log["discriminator/r1"], rel=1e-5)
+    assert 0 < log["discriminator/r1"] < 1e-2
+    assert log["grad_norm"] > 0
+    assert all(math.isfinite(log[key]) for key in ("psnr_y", "ssim_y", "lr_psnr", "periodic"))
+    assert ("fdl_unit_range" in log) == ("fdl" in terms)
+    assert (tmp_path / "run" / "samples.png").is_file()
+    assert read_info(result.weights)["config"]["name"] == name
+    heads = load_state_dict(recipe.critic_path(result.weights))
+    assert set(heads) == set(state_of(tmp_path / "run", "discriminator"))
+    if "pixel" in name:
+        backbone = load_backbone(result.weights)
+    else:
+        kind = config.model.backbone
+        adapter = read_adapter(result.weights)
+        backbone = open_backbone(kind, "tiny", precision="fp32", lora=result.weights)
+        assert set(adapter.projector) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+        assert set(adapter.state) == set(expected_state(tiny_backbone(kind).transformer, LORA_TARGETS[kind], 4))
+    sr = one_step(backbone, torch.rand(1, 3, 64, 64))
+    assert torch.isfinite(sr).all()
+
+
+@pytest.mark.parametrize("name", [PIXEL, FLUX])
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(name, pictures, tmp_path):
+    """With a moving average (pixel); with posterior samples, a projector and cached tokens (FLUX.2)."""
+    config = light(name, pictures, **FOUR, optimizer__learning_rate=1e-3)
+    whole = recipe.train(config, tmp_path / "whole")
+    with pytest.raises(Stopped, match="step 3 of 4"):
+        recipe.train(config, tmp_path / "parts", StopAfter(3))
+    parts = recipe.train(config, tmp_path / "parts", resume=True)
+    for file in (whole.weights.name, recipe.critic_path(whole.weights).name, checkpoints(tmp_path / "whole")[-1].name):
+        assert equal_files(tmp_path / "whole" / file, tmp_path / "parts" / file), file
+    assert [e["loss"] for e in whole.logs] == [e["loss"] for e in parts.logs]
+    assert len({e["loss"] for e in whole.logs}) == 4
+
+
+def test_what_each_pass_may_touch(pictures, tmp_path, monkeypatch):
+    """Check 13 in the recipe: heads without gradient in G's pass, G without in D's; nothing frozen ever gets one or moves."""
+    seen, models = [], []
+    original, build = Loop.backward, recipe.build_model
+
+    def watched(self, name, terms, samples):
+        generator, heads = (self.parts[part].module for part in ("generator", "discriminator"))
+        before = [None if p.grad is None else p.grad.clone() for p in generator.parameters()]
+        original(self, name, terms, samples)
+        if name == "discriminator":
+            after = [p.grad for p in generator.parameters()]
+            assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        seen.append((name, *(any(p.grad is not None for p in m.parameters()) for m in (generator, heads))))
+
+    def remembered(*arguments):
+        models.append(build(*arguments))
+        return models[-1]
+
+    monkeypatch.setattr(Loop, "backward", watched)
+    monkeypatch.setattr(recipe, "build_model", remembered)
+    config = light(FLUX, pictures, run__steps=2, optimizer__learning_rate=1e-3)
+    recipe.train(config, tmp_path / "run")
+    assert seen == [("generator", True, False), ("discriminator", True, True)] * 2
+    (model,) = models
+    fresh = recipe.build_model(config)
+    trained = {id(p) for p in model.part.parameters()}
+    for (name, module), (_, other) in zip(model.backbone.modules(), fresh.backbone.modules(), strict=True):
+        for (key, live), start in zip(module.named_parameters(), other.parameters(), strict=True):
+            assert live.requires_grad == (id(live) in trained), f"{name}.{key}"
+            assert id(live) in trained or (live.grad is None and torch.equal(live, start)), f"{name}.{key}"
+    moved = [not torch.equal(a, b) for a, b in zip(model.part.parameters(), fresh.part.parameters(), strict=True)]
+    assert all(moved), "every matrix of the adapter and every weight of the projector learns"
+
+
+@pytest.mark.parametrize(("precision", "looks"), [("fp32", 3), ("bf16", 4)])
+def test_the_critics_backbone_looks_at_each_image_once(precision, looks, pictures, tmp_path, monkeypatch):
+    """Ground truth and sr once for both players, and the noisy copy; in bf16 the penalty wants its own look in float32."""
+    looked, original = [], recipe.build_critic
+
+    def watched(*arguments):
+        critic = original(*arguments)
+        critic.features.register_forward_hook(lambda module, images, result: looked.append(result[0].dtype))
+        return critic
+
+    monkeypatch.setattr(recipe, "build_critic", watched)
+    recipe.train(light(PIXEL, pictures, run__steps=1, discriminator__precision=precision), tmp_path / "run")
+    assert len(looked) == looks
+    assert looked[-1] == torch.float32
+
+
+def test_with_rates_of_zero_only_the_power_iterations_move(pictures, tmp_path):
+    config = light(PIXEL, pictures, **STILL, run__steps=2)
+    recipe.train(config, tmp_path / "run")
+    generator, heads = state_of(tmp_path / "run", "generator"), state_of(tmp_path / "run", "discriminator")
+    assert all(torch.equal(generator[k], v) for k, v in recipe.build_model(config).part.named_parameters())
+    assert all(torch.equal(heads[k], v) for k, v in recipe.build_critic(config).heads.named_parameters())
+    start = load_state_dict(pictures / "pixel.safetensors")
+    saved = load_state_dict(tmp_path / "run" / f"{PIXEL}.safetensors")
+    assert all(torch.equal(saved[key], value.half()) for key, value in start.items()), "B = 0 merges to the base model (check 28)"
+
+
+def test_a_step_improves_what_the_losses_name(pictures, tmp_path):
+    config = light(
+        "tiny-strsr-pixel-stage1", pictures, run__steps=16, run__checkpoint_every=16, run__ema_decay=0, losses__ragan__weight=0,
+        optimizer__learning_rate=2e-3, data__degradation="strsr", run__batch_size=1, model__posterior="mean", run__log_every=1,
+    )  # fmt: skip
+    logs = recipe.train(config, tmp_path / "run").logs
+    assert sum(e["pixel"] for e in logs[-4:]) < 0.9 * sum(e["pixel"] for e in logs[:4])
+    assert not any(key.startswith("discriminator") for e in logs for key in e)
+
+
+def test_a_critic_alone_learns_to_tell(pictures, tmp_path):
+    """The generator stands still: the critic's relativistic loss falls from 2 ln 2 per level and half."""
+    config = light(
+        "tiny-strsr-pixel-stage1", pictures, run__steps=24, run__checkpoint_every=24, optimizer__learning_rate=0.0,
+        discriminator__optimizer__learning_rate=2e-3, run__log_every=1, discriminator__hidden=32,
+    )  # fmt: skip
+    logs = recipe.train(config, tmp_path / "run").logs
+    assert logs[0]["discriminator/ragan"] == pytest.approx(4 * math.log(2), rel=0.1)
+    first, last = (sum(e["discriminator/ragan"] for e in part) for part in (logs[:6], logs[-6:]))
+    assert last < first
+
+
+class Known:
+    """A flow backbone whose velocity leads from any state to a known clean one."""
+
+    def __init__(self, clean, length):
+        self.clean, self.length, self.asked = clean, length, []
+        self.spec = BackboneSpec("known", "flow", None, 1, 64, 0, 0.8, 3, 1, 0, 0, 0, "none")
+
+    def modules(self):
+        return iter(())
+
+    def encode(self, image, *, generator=None):
+        return image
+
+    def velocity(self, z, sigma, z_lq, conditioning=None):
+        self.asked.append(float(sigma))
+        return (z - self.clean) / self.length
+
+    def decode(self, z):
+        return z
+
+
+@pytest.mark.parametrize("length", [0.8, 1.0, 0.5])
+def test_15_the_step_returns_the_clean_state(length):
+    """Clock and length of the step are two settings (strsr.md 5.1)."""
+    clean = S("one-step/clean", 1, 3, 16, 16)
+    known = Known(clean, length)
+    sr = one_step(InAutocast(known, torch.no_grad, length / 0.8), U("one-step/lq", 1, 3, 16, 16))
+    assert torch.allclose(2 * sr - 1, clean, atol=1e-5)
+    assert known.asked == [pytest.approx(0.8)]
+
+
+@pytest.mark.parametrize("name", ["flux2-klein", "z-image"])
+def test_stage_2_starts_where_stage_1_ended(name, pictures, tmp_path):
+    one = light(f"tiny-strsr-{name}-stage1", pictures, run__steps=2, optimizer__learning_rate=1e-3)
+    first = recipe.train(one, tmp_path / "one")
+    fdl = {"losses__fdl__features__kind": "network", "losses__fdl__features__weights": "random"}
+    start = {"model__init": first.weights.as_posix(), "discriminator__init": recipe.critic_path(first.weights).as_posix()}
+    two = light(f"tiny-strsr-{name}-stage2", pictures, **start, **fdl, **STILL)
+    second = recipe.train(two, tmp_path / "two")
+    assert "fdl" in second.logs[-1]
+    before, after = (state_of(tmp_path / folder, "generator") for folder in ("one", "two"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    base = recipe.build_model(one).part
+    assert any(not torch.equal(before[key], value) for key, value in base.state_dict().items())
+    heads = [state_of(tmp_path / folder, "discriminator") for folder in ("one", "two")]
+    assert all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0] if "original" in key or "bias" in key)
+
+
+def test_stage_2_goes_on_with_the_optimisers_of_a_checkpoint(pictures, tmp_path):
+    one = light("tiny-strsr-pixel-stage1", pictures, run__steps=3, run__checkpoint_every=3)
+    recipe.train(one, tmp_path / "one")
+    two = light(PIXEL, pictures, start_from=(tmp_path / "one").as_posix(), optimizer__learning_rate=0.0, run__steps=2)
+    result = recipe.train(two, tmp_path / "two")
+    assert result.step == 2
+    assert result.logs[-1]["learning_rate"] == 0.0, "the rate is the new run's own"
+    one_state, two_state = (load_state_dict(checkpoints(tmp_path / f)[-1]) for f in ("one", "two"))
+    steps = {f: {float(v) for k, v in s.items() if k.endswith("/step")} for f, s in (("one", one_state), ("two", two_state))}
+    assert steps == {"one": {3.0}, "two": {5.0}}
+    generator = [{k: v for k, v in s.items() if k.startswith("modules/generator")} for s in (one_state, two_state)]
+    assert all(torch.equal(generator[0][k], generator[1][k]) for k in generator[0])
+    with pytest.raises(FileNotFoundError, match="start_from: expected a run folder with checkpoints"):
+        recipe.train(replace(two, start_from=(tmp_path / "nowhere").as_posix()), tmp_path / "three")
+
+
+@pytest.mark.parametrize(
+    ("name", "switch"),
+    [
+        (PIXEL, {"optimizer__bits": 8, "lora__rank": 160}),
+        (PIXEL, {"lora__rank": 0}),
+        (PIXEL, {"losses__ragan__reference": "paired", "losses__ragan__r1_noise": "uniform"}),
+        (PIXEL, {"losses__ragan__reference": "average", "losses__ragan__span": "process"}),
+        (PIXEL, {"losses__ragan__reference": "none", "losses__ragan__r1_weight": 0.0}),
+        (PIXEL, {"losses__fdl__weight": 0.0, "losses__grid__weight": 0.1}),
+        (PIXEL, {"losses__fdl__model_range": True, "losses__fdl__phase_weight": 0.0}),
+        (PIXEL, {"discriminator__features__weights": "autoencoder-tiny-x4"}),
+        (PIXEL, {"conditioning__kind": "vlm", "conditioning__model": "tiny", "conditioning__width": 32}),
+        (PIXEL, {"run__accumulation_steps": 2, "data__pair_pool": 3, "sharpen_target": True}),
+        (FLUX, {"lora__rank": 0, "conditioning__kind": "empty"}),
+        (FLUX, {"run__precision": "bf16", "model__precision": "bf16", "model__vae_precision": "bf16"}),
+        (FLUX, {"model__posterior": "mean", "model__use_checkpointing": False, "conditioning__keep": "nothing"}),
+        (FLUX, {"model__step_length": 1.0, "model__save_dtype": "bf16", "data__crop": "random"}),
+        (Z_IMAGE, {"conditioning__kind": "text", "conditioning__prompt": "sharp, detailed"}),
+        (Z_IMAGE, {"conditioning__kind": "empty", "model__latents": "raw", "conditioning__is_parity": False}),
+    ],
+)
+def test_every_option_runs_and_resumes(name, switch, pictures, tmp_path):
+    config = light(name, pictures, **{"run__steps": 2, "run__checkpoint_every": 1} | switch)
+    whole = recipe.train(config, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        recipe.train(config, tmp_path / "parts", StopAfter(1))
+    assert equal_files(whole.weights, recipe.train(config, tmp_path / "parts", resume=True).weights)
+    assert all(math.isfinite(e["loss"]) for e in whole.logs)
+    info = read_info(whole.weights)
+    assert info["step_length"] == config.model.step_length
+    if config.model.backbone == "z_image":
+        assert info["latents"] == (config.model.latents or "scaled")
+
+
+def test_checkpointing_changes_no_gradient(pictures, tmp_path):
+    logs = []
+    for used in (True, False):
+        config = light(FLUX, pictures, model__use_checkpointing=used)
+        logs.append(recipe.train(config, tmp_path / str(used)).logs[-1])
+    for key in ("loss", "grad_norm", "discriminator/loss"):
+        assert logs[0][key] == pytest.approx(logs[1][key], rel=1e-5)
+
+
+def test_a_small_klein_on_another_autoencoder_is_trained_whole(pictures, tmp_path):
+    """What section 5's experiment does with TAEF2: the transformer takes the channels of the autoencoder from disk."""
+    coder = TinyAutoencoder(latent_channels=8, width=8)
+    path = save_weights(tmp_path / "coder.safetensors", coder.state_dict())
+    config = light(
+        FLUX, pictures, lora__rank=0, conditioning__kind="empty", model__autoencoder=path.as_posix(),
+        model__options={"num_layers": 2, "num_single_layers": 2}, run__steps=2, optimizer__learning_rate=1e-3,
+    )  # fmt: skip
+    result = recipe.train(config, tmp_path / "run")
+    backbone = load_backbone(result.weights)
+    assert backbone.spec.latent_channels == 4 * 8
+    assert len(backbone.transformer.transformer_blocks) == 2
+    assert torch.isfinite(one_step(backbone, torch.rand(1, 3, 64, 64))).all()
+
+
+def test_the_average_is_what_is_saved_and_validated(pictures, tmp_path):
+    config = light(PIXEL, pictures, run__ema_decay=0.5, run__steps=2, optimizer__learning_rate=1e-2)
+    result = recipe.train(config, tmp_path / "run")
+    model = recipe.build_model(config)
+    live, average = (state_of(tmp_path / "run", "generator", group) for group in ("modules", "averages"))
+    for key, value in model.part.named_parameters():
+        value.data.copy_(average[f"module.{key}"])
+    assert any(not torch.equal(live[key], average[f"module.{key}"]) for key in live)
+    merged = merged_state(model.backbone.network, model)
+    saved = load_state_dict(result.weights)
+    assert all(torch.equal(saved[key], value.half()) for key, value in merged.items())
+
+
+def test_showing_exchanges_values_and_brings_them_back():
+    one, two = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    weights = one.weight.clone(), two.weight.clone()
+    with pytest.raises(KeyError), showing(one, two):
+        assert torch.equal(one.weight, weights[1])
+        raise KeyError
+    assert torch.equal(one.weight, weights[0])
+    assert torch.equal(two.weight, weights[1])
+
+
+@pytest.mark.parametrize("term", ["pixel", "fdl", "ragan"])
+def test_not_a_number_names_the_term_and_the_samples(term, pictures, tmp_path, monkeypatch):
+    from alignsr.train.losses import LossStack
+
+    original = LossStack.generator_terms
+
+    def poisoned(self, *arguments, **options):
+        terms = original(self, *arguments, **options)
+        return replace(terms, values={**terms.values, term: terms.values[term] * float("nan")})
+
+    monkeypatch.setattr(LossStack, "generator_terms", poisoned)
+    with pytest.raises(NonFiniteError, match=f"step 1: term {term} of generator is not finite for picture_"):
+        recipe.train(light(PIXEL, pictures), tmp_path / "run")
+    assert not checkpoints(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (FLUX, {"data__gt_patch_px": 72}, "data.gt_patch_px: expected a multiple of what flux2_klein takes 16, got 72"),
+        (PIXEL, {"data__gt_patch_px": 66}, "data.gt_patch_px: expected a multiple of model.scale 4, got 66"),
+        (PIXEL, {"losses__adversarial__weight": 0.1}, "losses.adversarial: expected off .* use losses.ragan"),
+        (PIXEL, {"conditioning__kind": "text"}, 'conditioning.kind: expected "vlm" or "empty" for pixel'),
+        (
+            FLUX,
+            {"lora__rank": 0, "model__precision": "bf16"},
+            'model.precision: expected "fp32" where the whole',
+        ),
+        (FLUX, {"lora__rank": -1}, "lora.rank, lora.alpha: expected at least 0"),
+        (FLUX, {"model__sigma": 0.0}, "model.sigma: expected more than 0 and at most 1"),
+        (FLUX, {"model__latents": "raw"}, "model.latents: expected .raw. with z_image only"),
+        (FLUX, {"losses__ragan__reference": "mean"}, "losses.ragan.reference: expected one of"),
+        (FLUX, {"losses__fdl__patch": 4}, "fdl.patch: expected an odd number, got 4"),
+        (FLUX, {"optimizer__bits": 4}, "optimizer.bits: expected one of 32, 8"),
+        (PIXEL, {"run__channels_last": True}, "run.channels_last: expected false"),
+    ],
+)
+def test_unusable_settings_are_named(name, change, message, pictures):
+    with pytest.raises(ConfigError, match=message):
+        tiny(name, pictures, **change)
+
+
+def adapter_file(folder, kind, rank=4, **info):
+    state = {
+        k: torch.zeros(v.shape) for k, v in expected_state(tiny_backbone(kind).transformer, LORA_TARGETS[kind], rank).items()
+    }
+    facts = {"backbone": kind, "rank": rank, "targets": list(LORA_TARGETS[kind]), "start_sigma": 0.8, **info}
+    return save_adapter(folder / f"{kind}-{rank}.safetensors", Adapter(state, facts, source="test")).as_posix()
+
+
+def test_adapters_that_do_not_fit_are_named(pictures, tmp_path):
+    def start(name, path, **sets):
+        recipe.build_model(light(name, pictures, model__init=path, **sets))
+
+    with pytest.raises(ValueError, match=r"expected an adapter of flux2_klein.*is one of z_image"):
+        start(FLUX, adapter_file(tmp_path, "z_image", latents="scaled"))
+    with pytest.raises(WeightsError, match="wrong shape"):
+        start(FLUX, adapter_file(tmp_path, "flux2_klein", 8, latents="native"))
+    with pytest.raises(WeightsError, match="expected a projector beside the adapter"):
+        start(FLUX, adapter_file(tmp_path, "flux2_klein", latents="native"))
+    with pytest.raises(ValueError, match=r"latents: expected 'raw', which .* was made with, got 'scaled'"):
+        start(Z_IMAGE, adapter_file(tmp_path, "z_image", latents="raw"), model__latents="scaled", conditioning__kind="empty")
+    raw = light(
+        Z_IMAGE,
+        pictures,
+        model__init=adapter_file(tmp_path, "z_image", latents="raw"),
+        conditioning__kind="empty",
+        model__latents="",
+    )
+    assert recipe.build_model(raw).backbone.latents == "raw", "an adapter that training starts from says its convention"
+
+
+def test_missing_files_are_named_and_tokens_must_fit(pictures, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"LPIPS|VGG16"):
+        recipe.train(light(FLUX, pictures, losses__lpips__weight=3.0, losses__lpips__vgg="vgg16.pth"), tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match=r"2 parts, 2 are missing.*flux-2-klein-base-4b"):
+        recipe.train(light(FLUX, pictures, model__source=""), tmp_path / "b")
+    with pytest.raises(FileNotFoundError, match="Qwen3-VL-4B-Instruct"):
+        recipe.train(light(FLUX, pictures, conditioning__model=""), tmp_path / "c")
+    with pytest.raises(ConfigError, match=r"conditioning.model: expected tokens of width 32"):
+        recipe.train(light(FLUX, pictures, conditioning__kind="text"), tmp_path / "d")  # three states of 10: 32 is no multiple
+    assert set(LATENT_KINDS) == {"flux2_klein", "z_image"}
+    assert OneStepModelConfig().backbone in LATENT_KINDS
+    assert adapter_state(tiny_backbone("z_image").transformer) == {}
+
+
+def test_25_draws_differ_between_processes_and_steps_and_repeat(pictures):
+    config = light(FLUX, pictures)
+
+    class Place:
+        def __init__(self, step, process):
+            self.batch_stride = 2
+            self.state = type("State", (), {"step": step})
+            self.accelerator = type("Accelerator", (), {"process_index": process})
+
+    def drawn(step, process, purpose=recipe.NOISE):
+        return float(torch.rand(1, generator=recipe._draws(config, Place(step, process), 0)(purpose)))
+
+    values = [drawn(step, process, purpose) for step in (0, 1) for process in (0, 1) for purpose in (1, 2)]
+    assert len(set(values)) == len(values)
+    assert drawn(1, 1) == drawn(1, 1)

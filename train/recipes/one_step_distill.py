@@ -1,0 +1,401 @@
+"""Train one Euler step of a flow transformer to restore pictures: StrSR, in two stages.
+
+One forward pass: lq enlarged to the output size, encoded, taken as the noisy state at sigma 0.8; one step of the velocity, told
+what a vision-language model sees in lq; decoded: sr. Losses on images: L1 + 3 LPIPS + 0.1 RaGAN, and 0.002 FDL in stage 2.
+
+One step of training: generator and critic see the same batch, so that the critic's frozen backbone looks at ground truth and at
+sr once for both (the released code alternates batches and looks five times where this looks three times). First one power
+iteration of the critic's spectral norms; per forward pass the generator's terms and then, on the same features without gradient,
+the critic's, with the approximated R1 penalty in float32; then both are updated.
+
+Supported: FLUX.2 [klein], Z-Image and `pixel` by LoRA, or small ones whole (lora.rank 0); conditioning by Qwen3-VL through a
+trained projector, by text, or none; any stack of losses on images; critics on CLIP, VGG19 or our own networks, or no critic;
+accumulation, several processes, bf16 autocast, EMA, gradient checkpointing, 8-bit optimiser, resume.
+Assumed: one GPU holds frozen transformer, autoencoder, vision-language model and critic (conditioning.keep = "home" moves the
+vision-language model out between steps).
+Stage 2 starts from stage 1's files (`model.init`, `discriminator.init`), or, optimisers included, from its checkpoint
+(`start_from`).
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor
+
+from ...core.degradation import sharpen
+from ...core.frozen import lean
+from ...core.metrics import lr_psnr, psnr, ssim
+from ...core.networks.clip_critic import ClipCritic
+from ...core.networks.feature_maps import critic_on, set_checkpointing
+from ...core.resize import bicubic
+from ...core.restore import one_step, restore
+from ...core.spectral import periodic_energy_score
+from ...core.weights import MissingModelError, find_model, load_into, load_state_dict, save_weights
+from ..conditioning import ConditioningConfig, TrainConditioner
+from ..config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, positive, to_mapping
+from ..data import PairData, sample_seed
+from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
+from ..losses import FeaturesConfig, Logits, LossesConfig, LossStack, build_features, precision
+from ..one_step import (
+    InAutocast,
+    LoraTableConfig,
+    OneStepModel,
+    OneStepModelConfig,
+    TrainedPart,
+    check_model,
+    save_result,
+    showing,
+    use_checkpointing,
+)
+from ..one_step import (
+    build_model as build_one_step,
+)
+from ..state import checkpoints, keep_global_randomness
+from ..validation import SMALLEST_HELD_OUT_PX, held_out_pairs, sample_pair, strip
+
+POSTERIOR, NOISE = 1, 2  # what else is drawn for a batch, beside its samples
+SMALLEST_FOR_PERIODS_PX = 64
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The critic; built only when losses.ragan is on."""
+
+    features: FeaturesConfig = field(default_factory=lambda: FeaturesConfig("clip"))
+    hidden: int = 512  # width of its heads
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the frozen backbone in the game's terms; R1 is always fp32
+    init: str = ""  # heads to start from: stage 1's `<name>-critic.safetensors`; empty: random
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+
+@dataclass(frozen=True)
+class OneStepDistillConfig:
+    """The whole config of this recipe."""
+
+    name: str = "model"  # file name of the result
+    licence: str = "Apache-2.0"  # of the resulting weights
+    start_from: str = ""  # run folder or checkpoint of stage 1: weights, critic and optimisers go on, steps count anew
+    sharpen_target: bool = True  # the ground truth is sharpened (USM), as the start of the degradation is
+    model: OneStepModelConfig = field(default_factory=OneStepModelConfig)
+    lora: LoraTableConfig = field(default_factory=LoraTableConfig)
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    losses: LossesConfig = field(default_factory=LossesConfig)
+    discriminator: CriticConfig = field(default_factory=CriticConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # of adapter and projector
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        """Cross-field checks."""
+        positive(self.run, "steps", "batch_size", "accumulation_steps", "checkpoint_every", "keep_checkpoints", "log_every")
+        positive(self.model, "scale")
+        positive(self.discriminator, "hidden")
+        positive(self.conditioning, "width")
+        check_model(self.model, self.lora)
+        patch = self.data.gt_patch_px
+        cell = int(self.model.options.get("patch_px", 8)) if self.model.backbone == "pixel" else 16
+        for multiple, what in ((self.model.scale, "model.scale"), (cell, f"what {self.model.backbone} takes")):
+            if patch % multiple:
+                raise ValueError(f"data.gt_patch_px: expected a multiple of {what} {multiple}, got {patch}; change it")
+        for name, instead in (("adversarial", "ragan"), ("artifact", "fdl or grid")):
+            if name in self.losses.weights():
+                raise ValueError(f"losses.{name}: expected off in one_step_distill, got it on; use losses.{instead}")
+        if self.conditioning.kind == "text" and self.model.backbone == "pixel":
+            raise ValueError('conditioning.kind: expected "vlm" or "empty" for pixel, got "text"; it has no text encoder')
+        if self.run.channels_last:
+            raise ValueError("run.channels_last: expected false, got true; transformers have no such format")
+
+
+def build_model(config: OneStepDistillConfig, model_folders: Sequence[str | Path] = ()) -> OneStepModel:
+    """The backbone with what is trained of it, see `train.one_step.build_model`."""
+    told = config.conditioning
+    return build_one_step(
+        config.model,
+        config.lora,
+        projector=(told.width, told.init) if told.kind == "vlm" else None,
+        seed=config.run.seed,
+        name=config.name,
+        licence=config.licence,
+        folders=model_folders,
+    )
+
+
+def build_critic(config: OneStepDistillConfig, model_folders: Sequence[str | Path] = ()) -> ClipCritic:
+    """The critic that the config describes: frozen features, and heads that are random or from `discriminator.init`.
+
+    Raises:
+        MissingModelError, WeightsError: a file is missing or does not fit.
+    """
+    spec = config.discriminator
+    maps = build_features(spec.features, model_folders)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        critic = critic_on(maps, spec.hidden)
+    if config.model.use_checkpointing:
+        set_checkpointing(critic)
+    critic.features = lean(critic.features)
+    if spec.init:
+        path = find_model(spec.init, model_folders)
+        load_into(critic.heads, load_state_dict(path), str(path))
+    critic.heads.eval()
+    return critic
+
+
+def train(
+    config: OneStepDistillConfig,
+    folder: str | Path,
+    hooks: Hooks | None = None,
+    resume: bool = False,
+    model_folders: Sequence[str | Path] = (),
+) -> TrainResult:
+    """Train, and write weights, curve, samples and log into `folder`.
+
+    Args:
+        config: see `OneStepDistillConfig`.
+        folder: run folder.
+        hooks: the host's progress, preview and stop.
+        resume: continue a run in `folder` that was interrupted; the result equals the uninterrupted one bit for bit on one CPU.
+        model_folders: where weight files are looked for by name.
+
+    Raises:
+        ConfigError, DataError, WeightsError, NonFiniteError, Stopped, FileExistsError: see their classes.
+    """
+    folder, hooks = Path(folder), hooks or SilentHooks()
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), keep_global_randomness():
+        torch.manual_seed(config.run.seed)
+        model = build_model(config, model_folders)
+        parts = {"generator": Trained(model.part, config.optimizer, config.schedule)}
+        critic = build_critic(config, model_folders) if "ragan" in config.losses.weights() else None
+        if critic is not None:
+            spec = config.discriminator
+            parts["discriminator"] = Trained(critic.heads, spec.optimizer, spec.schedule, is_averaged=False)
+        if config.model.use_checkpointing:
+            use_checkpointing(model.backbone)
+        loop = Loop(config, config.run, parts, folder, hooks, resume)
+        if config.start_from and not checkpoints(folder):
+            loop.state.adopt(find_checkpoint(config.start_from))
+        model.to(loop.device)
+        if critic is not None:
+            critic.to(loop.device)
+        losses = LossStack(config.losses, loop.device, scale=config.model.scale, folders=model_folders)
+        backbone = InAutocast(model.backbone, loop.autocast, config.model.step_length / config.model.sigma)
+        told = TrainConditioner(
+            config.conditioning,
+            config.model.backbone,
+            backbone.spec.conditioning_dim,
+            model.part.adapter,
+            loop.device,
+            model_folders,
+        )
+        data = PairData(config.data, config.model.scale, config.run.seed, loop.samples_per_step)
+        if config.run.validate_every:
+            data.check_held_out(minimum_px=SMALLEST_HELD_OUT_PX)
+
+        with loop.prefetch(data, config.data.workers) as feed, closing(loop.steps()) as steps:
+            for step in steps:
+                if critic is not None:
+                    critic.iterate_power()
+                for micro, batch in enumerate(loop.batches(feed)):
+                    draw = _draws(config, loop, micro)
+                    gt = sharpen(batch.gt) if config.sharpen_target else batch.gt
+                    sr = forward(config, backbone, batch.lq, told, draw(POSTERIOR))
+                    fake: list[Tensor] = []
+                    real: list[Tensor] = []
+                    if critic is not None:
+                        with precision(loop.device, config.discriminator.precision):
+                            with torch.no_grad():
+                                real = critic.features(gt)
+                            fake = critic.features(sr)
+                    if step == 0 and micro == 0 and "fdl" in losses.weights:
+                        loop.note(**losses.fdl_by_range(sr.detach(), gt))
+                    loop.backward("generator", losses.generator_terms(sr, gt, logits=_judged(critic, fake, real)), batch.names)
+                    if critic is not None:
+                        fake = [level.detach() for level in fake]
+                        terms = _critic_terms(config, losses, critic, fake, real, gt, draw(NOISE))
+                        loop.backward("discriminator", terms, batch.names)
+                loop.update(*parts)
+                if loop.is_main:
+                    _report(loop, model, backbone, config, data, told)
+
+        weights = folder / f"{config.name}.safetensors"
+        if loop.is_main:
+            save_model(config, model, _averaged(loop), weights, loop.state.step)
+            if critic is not None:
+                save_weights(critic_path(weights), critic.trainable_state(), {"architecture": "critic_heads", "options": {}})
+        loop.finish()
+        return TrainResult(folder, weights, folder / "curve.png", tuple(loop.logs), loop.state.step)
+
+
+def forward(
+    config: OneStepDistillConfig, backbone: InAutocast, lq: Tensor, told: TrainConditioner, generator: Generator
+) -> Tensor:
+    """The restoration `sr` in [0, 1], not clamped, with gradient to adapter and projector.
+
+        z_lq = encode(lq_up);   z_sr = z_lq - step_length velocity(z_lq, sigma, told(lq));   sr = decode(z_sr)
+
+    The enlarged input is clamped and not rounded (strsr.md 5.15).
+
+    Source:
+        StrSR, arXiv:2603.06275v1, Eq. (3); strsr.md sections 1.4, 1.5 and 2.1.
+    """
+    size = (lq.shape[-2] * config.model.scale, lq.shape[-1] * config.model.scale)
+    lq_up = bicubic(lq, size, antialias=backbone.spec.is_antialiased).clamp(0, 1)
+    sample = generator if config.model.posterior == "sample" else None
+    return one_step(backbone, lq_up, conditioning=told(lq), generator=sample)
+
+
+def _draws(config: OneStepDistillConfig, loop: Loop, micro: int) -> Callable[[int], Generator]:
+    """Random generators of one forward pass: functions of the seed and of the batch's first sample, so of process and step."""
+    position = loop.state.step * config.run.accumulation_steps + micro
+    first = position * loop.batch_stride + int(loop.accelerator.process_index) * config.run.batch_size
+
+    def draw(purpose: int) -> Generator:
+        return Generator().manual_seed(sample_seed(config.run.seed + purpose, first))
+
+    return draw
+
+
+def _judged(critic: ClipCritic | None, fake: list[Tensor], real: list[Tensor]) -> Logits | None:
+    """Logits for the generator's loss: gradient goes to `fake` only."""
+    if critic is None:
+        return None
+    with critic.judging():
+        with torch.no_grad():
+            wanted = critic.heads(real)
+        return Logits(critic.heads(fake), wanted)
+
+
+def _critic_terms(
+    config: OneStepDistillConfig,
+    losses: LossStack,
+    critic: ClipCritic,
+    fake: list[Tensor],
+    real: list[Tensor],
+    gt: Tensor,
+    generator: Generator,
+) -> Any:
+    """The critic's loss on features that the generator's pass has made; only the penalty's noisy copy is looked at anew."""
+    logits = Logits(critic.heads(fake), critic.heads(real))
+    if not _ragan(config).r1_weight:
+        return losses.ragan_critic_terms(logits)
+
+    def judge(images: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            features: list[Tensor] = critic.features(images)
+        return critic.heads(features)
+
+    clean = logits.real if config.discriminator.precision == "fp32" else None
+    return losses.ragan_critic_terms(logits, losses.r1(judge, gt, generator, clean))
+
+
+def _ragan(config: OneStepDistillConfig) -> Any:
+    assert config.losses.ragan is not None
+    return config.losses.ragan
+
+
+def _averaged(loop: Loop) -> TrainedPart:
+    part = loop.averaged("generator")
+    assert isinstance(part, TrainedPart)
+    return part
+
+
+def _report(
+    loop: Loop, model: OneStepModel, backbone: InAutocast, config: OneStepDistillConfig, data: PairData, told: TrainConditioner
+) -> None:
+    """Validation, samples and kept weights, when they are due."""
+    part = _averaged(loop)
+    validates = bool(data.held_out) and loop.is_due(config.run.validate_every)
+    previews = loop.is_due(config.run.preview_every)
+    if validates or previews:
+        with showing(model.part, part):
+            if validates:
+                loop.note(**validate(backbone, data, told, loop.device))
+            if previews:
+                loop.show(samples(backbone, data, told, loop.device))
+    if loop.is_due(config.run.export_every):
+        step = loop.state.step + 1
+        save_model(config, model, part, loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors", step)
+
+
+def _restored(backbone: Any, lq: Tensor, scale: int, told: TrainConditioner, device: torch.device) -> Tensor:
+    with torch.no_grad():
+        return restore(backbone, lq.to(device), scale=scale, conditioning=told(lq.to(device))).sr.float().cpu()
+
+
+def validate(backbone: Any, data: PairData, told: TrainConditioner, device: torch.device) -> dict[str, float]:
+    """Means over the held-out pictures under the training degradation.
+
+    Returns:
+        psnr_y and ssim_y (8 bit, border of `scale` px cropped), lr_psnr, and `periodic`: the periodic-energy score of the results
+        over that of the ground truth (check 24), 1 without a grid; pictures with a side below 64 px do not enter it.
+    """
+    sums = dict.fromkeys(("psnr_y", "ssim_y", "lr_psnr"), 0.0)
+    ratios: list[float] = []
+    for lq, gt in held_out_pairs(data):
+        sr = _restored(backbone, lq, data.scale, told, device)
+        sums["psnr_y"] += float(psnr(sr, gt, crop=data.scale))
+        sums["ssim_y"] += float(ssim(sr, gt, crop=data.scale))
+        sums["lr_psnr"] += float(lr_psnr(sr, lq, scale=data.scale))
+        if min(gt.shape[-2:]) >= SMALLEST_FOR_PERIODS_PX:
+            ratios.append(float(periodic_energy_score(sr) / periodic_energy_score(gt)))
+    means = {name: total / len(data.held_out) for name, total in sums.items()}
+    return means | ({"periodic": sum(ratios) / len(ratios)} if ratios else {})
+
+
+def samples(backbone: Any, data: PairData, told: TrainConditioner, device: torch.device) -> Any:
+    """Input, result and ground truth of one picture."""
+    lq, gt = sample_pair(data)
+    return strip({"input": lq, "result": _restored(backbone, lq, data.scale, told, device), "ground truth": gt})
+
+
+def save_model(config: OneStepDistillConfig, model: OneStepModel, part: TrainedPart, path: Path, step: int) -> Path:
+    """Write what was trained with everything needed to use it and to know what it is; see `train.one_step.save_result`."""
+    info = {
+        "name": config.name,
+        "scale": config.model.scale,
+        "licence": config.licence,
+        "conditioning": config.conditioning.kind,
+        "step": step,
+        "config": to_mapping(config),
+    }
+    return save_result(model, config.model, part, path, info)
+
+
+def critic_path(weights: Path) -> Path:
+    """Where the critic's heads lie beside the final weights."""
+    return weights.with_name(f"{weights.stem}-critic.safetensors")
+
+
+def find_checkpoint(name: str) -> Path:
+    """A checkpoint by its path, or the newest of a run folder.
+
+    Raises:
+        MissingModelError: neither.
+    """
+    path = Path(name).expanduser()
+    found = checkpoints(path) if path.is_dir() else [path] if path.is_file() else []
+    if not found:
+        raise MissingModelError(
+            f"start_from: expected a run folder with checkpoints or a checkpoint, found none at {path}; "
+            "train stage 1 first, or start from its weight files with model.init"
+        )
+    return found[-1]
+
+
+__all__ = [
+    "CriticConfig",
+    "OneStepDistillConfig",
+    "build_critic",
+    "build_model",
+    "critic_path",
+    "forward",
+    "save_model",
+    "train",
+    "validate",
+]
