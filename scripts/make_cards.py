@@ -81,7 +81,7 @@ def card(name: str, info: Mapping[str, Any], logs: Sequence[Mapping[str, float]]
     config, last = info["config"], logs[-1]
     scores = [(entry["step"], entry["psnr_y"]) for entry in logs if "psnr_y" in entry]
     size = (folder_of(info) / f"{name}.safetensors").stat().st_size / 1e6
-    run, model = config["run"], config["model"]
+    model = config["model"]
     first = model["init"] or model.get("init_decoder", "")
     start = f"the weights of `{first}`" if first else "random weights"
     stages = [*BEFORE.get(name, ()), published_as(name)]
@@ -151,7 +151,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         shutil.copyfile(weights, target / weights.name)
         shutil.copyfile(folder / "curve.png", target / f"{name}-curve.png")
         logs = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        (target / f"{name}.md").write_text(card(name, read_info(weights), logs, [stage(run) for run in options.before]), encoding="utf-8")
+        (target / f"{name}.md").write_text(
+            card(name, read_info(weights), logs, [stage(run) for run in options.before]), encoding="utf-8"
+        )
     if options.results:
         measured = json.loads(options.results.read_text(encoding="utf-8"))
         for path in ASSETS.glob("*.md"):

@@ -16,6 +16,7 @@ from paths import SHARED
 from reference.formula import U
 
 NAMES = ("lite-real-x4", "lite-x4", "pixel-x4")
+STAGES_BEFORE = {"lite-real-x4": ("lite-real-x4-start",)}
 needs_data = pytest.mark.skipif(
     not (SHARED / "data" / "set5").is_dir(), reason="the benchmark pictures (../shared/data) are not here"
 )
@@ -54,6 +55,11 @@ def test_each_has_a_card_a_curve_and_at_most_six_megabytes(name):
     card = (ASSETS / f"{name}.md").read_text(encoding="utf-8")
     for word in ("Berkeley Segmentation Data Set 500", "Apache-2.0", f"alignsr train {name}", "## Results", f"{name}-curve.png"):
         assert word in card
+    config = info["config"]
+    for number in (f"{config['run']['steps']} steps", f"{config['data']['gt_patch_px']} px", f"`{config['data']['degradation']}`"):
+        assert number in card
+    assert all(f"alignsr train {stage}" in card for stage in STAGES_BEFORE.get(name, ()))
+    assert card.count("| first stage |") == len(STAGES_BEFORE.get(name, ()))
     assert (ASSETS / f"{name}-curve.png").is_file()
 
 
