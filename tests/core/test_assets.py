@@ -56,7 +56,8 @@ def test_each_has_a_card_a_curve_and_at_most_six_megabytes(name):
     for word in ("Berkeley Segmentation Data Set 500", "Apache-2.0", f"alignsr train {name}", "## Results", f"{name}-curve.png"):
         assert word in card
     config = info["config"]
-    for number in (f"{config['run']['steps']} steps", f"{config['data']['gt_patch_px']} px", f"`{config['data']['degradation']}`"):
+    run, data = config["run"], config["data"]
+    for number in (f"{run['steps']} steps", f"{data['gt_patch_px']} px", f"`{data['degradation']}`"):
         assert number in card
     assert all(f"alignsr train {stage}" in card for stage in STAGES_BEFORE.get(name, ()))
     assert card.count("| first stage |") == len(STAGES_BEFORE.get(name, ()))
