@@ -154,8 +154,8 @@ SIZES = {  # specification aesop.md 3
     # specification strsr.md 1.3 and 1.7: adapters of rank 256, and projectors
     "strsr-flux2-klein-stage1": 298_844_160 + 39_333_120,
     "strsr-flux2-klein-stage2": 298_844_160 + 39_333_120,
-    "strsr-z-image-stage1": 635_043_840 + 6_558_720,
-    "strsr-z-image-stage2": 635_043_840 + 6_558_720,
+    "strsr-z-image-stage1": 635_043_840 + 6_557_440,
+    "strsr-z-image-stage2": 635_043_840 + 6_557_440,
 }
 
 

@@ -12,16 +12,30 @@ from alignsr.core.losses import (
     LAYERS_REAL,
     aesop_loss,
     artifact_loss,
+    fdl_loss,
+    grid_loss,
     l1_loss,
     low_pass_l1_loss,
+    lpips_loss,
+    make_projections,
     perceptual_loss,
     plain_generator_loss,
+    ragan_generator_loss,
     relativistic_generator_loss,
 )
 from alignsr.core.networks.discriminators import UNetDiscriminatorSN, VGGDiscriminator
 from alignsr.core.weights import MissingModelError, save_weights
-from alignsr.train.config import ConfigError, from_mapping, to_mapping
-from alignsr.train.losses import LossesConfig, LossStack, build_autoencoder, build_vgg19
+from alignsr.train.config import ConfigError, config_hash, from_mapping, to_mapping
+from alignsr.train.loss_tables import PixelLossConfig
+from alignsr.train.losses import (
+    Logits,
+    LossesConfig,
+    LossStack,
+    build_autoencoder,
+    build_features,
+    build_lpips,
+    build_vgg19,
+)
 from reference.formula import S, U
 
 AE = {"features": 48, "blocks": 1, "growth": 8, "decoder_options": {"features": 8, "growth": 8, "blocks": 1}}
@@ -32,6 +46,17 @@ EVERYTHING: dict[str, dict[str, Any]] = {
     "artifact": {"weight": 0.5},
     "perceptual": {"weight": 0.25, "vgg": "random"},
     "adversarial": {"weight": 0.005},
+}
+
+
+# the losses that StrSR adds; features of our own so that they need no large network
+MAPS = {"kind": "network", "weights": "random"}
+STRSR: dict[str, dict[str, Any]] = {
+    "pixel": {"weight": 1.0, "model_range": True},
+    "lpips": {"weight": 3.0, "vgg": "random"},
+    "fdl": {"weight": 0.002, "projections": 4, "features": MAPS},
+    "grid": {"weight": 0.01, "period_px": 8},
+    "ragan": {"weight": 0.1},
 }
 
 
@@ -307,3 +332,84 @@ def test_bad_images_are_named(name: str) -> None:
 def test_tables_survive_the_way_into_metadata() -> None:
     losses = config(**EVERYTHING)
     assert from_mapping(LossesConfig, to_mapping(losses)) == losses
+
+
+def levels(images: Tensor) -> list[Tensor]:
+    """A stand-in critic of two levels."""
+    return [6 * images.mean(1), 4 * images.mean((1, 2, 3), keepdim=True).flatten(1) - 2]
+
+
+def test_losses_of_strsr_are_the_plain_functions() -> None:
+    losses = config(**STRSR)
+    stack = LossStack(losses)
+    assert stack.needs_logits
+    assert not stack.needs_critic
+    sr, gt, _ = images()
+    terms = stack.generator_terms(sr, gt, logits=Logits(levels(sr), levels(gt)))
+    assert terms.weights == {"pixel": 1.0, "lpips": 3.0, "fdl": 0.002, "grid": 0.01, "ragan": 0.1}
+    assert losses.lpips is not None
+    assert losses.fdl is not None
+    features = build_lpips(losses.lpips).requires_grad_(False).eval()
+    maps = build_features(losses.fdl.features)
+    filters = make_projections(maps.channels, 4, generator=torch.Generator().manual_seed(0))
+    plain = {
+        "pixel": 2 * l1_loss(sr, gt),
+        "lpips": lpips_loss(sr, gt, features),
+        "fdl": fdl_loss(sr, gt, maps, filters),
+        "grid": grid_loss(sr, gt, period=8),
+        "ragan": ragan_generator_loss(levels(sr), levels(gt)),
+    }
+    assert terms.values.keys() == plain.keys()
+    for name, value in terms.values.items():
+        assert value.shape == (2,)
+        assert torch.allclose(value, plain[name], rtol=1e-5), name
+        ((grad,), (expected,)) = (torch.autograd.grad(v.mean(), sr, retain_graph=True) for v in (value, plain[name]))
+        assert (grad - expected).norm() <= 1e-5 * expected.norm(), name
+
+
+def test_the_other_side_of_strsrs_game() -> None:
+    """Checks 10-12 and 14 through the tables: references, the factor, the penalty and its noise."""
+    sr, gt, _ = images()
+    logits = Logits([torch.zeros(1, 2, 2)], [torch.full((1, 2, 2), 2.0)])
+    paired = LossStack(config(ragan={"reference": "paired"}))
+    assert float(paired.ragan_critic_terms(logits).values["ragan"]) == pytest.approx(0.126928, abs=1e-6)
+    assert float(paired.generator_terms(sr[:1], gt[:1], logits=logits).values["ragan"]) == pytest.approx(2.126928, abs=1e-6)
+    paper = LossStack(config(ragan={"reference": "paired", "factor": 1.0}))
+    assert float(paper.ragan_critic_terms(logits).values["ragan"]) == pytest.approx(2 * 0.126928, abs=1e-6)
+    none = LossStack(config(ragan={"reference": "none"}))
+    expected = plain_generator_loss(logits.fake[0])
+    assert torch.allclose(none.generator_terms(sr[:1], gt[:1], logits=logits).values["ragan"], expected)
+
+    def critic(x: Tensor) -> list[Tensor]:
+        return [x.sum((1, 2, 3), keepdim=True).flatten(1)]
+
+    count, sigma = gt[0].numel(), 0.005 / 2  # noise is added to images in [0, 1]
+    for kind, per_pixel in (("gaussian", sigma**2), ("uniform", sigma**2 / 12 + count * sigma**2 / 4)):
+        stack = LossStack(config(ragan={"r1_noise": kind}))
+        draws = [stack.r1(critic, gt, torch.Generator().manual_seed(seed)).mean() for seed in range(300)]
+        assert float(torch.stack(draws).mean()) == pytest.approx(count * per_pixel, rel=0.2)
+    terms = stack.ragan_critic_terms(logits, draws[0][None])
+    assert terms.weights == {"r1": 10.0}
+    assert torch.allclose(terms.total(), terms.values["ragan"] + 10 * draws[0])
+    with pytest.raises(ValueError, match="logits: expected those of a critic of several levels"):
+        stack.generator_terms(sr, gt)
+
+
+def test_the_published_range_of_the_fdl_is_measured_beside_ours() -> None:
+    sr, gt, _ = images()
+    sizes = {}
+    for wide in (False, True):
+        stack = LossStack(config(fdl=STRSR["fdl"] | {"model_range": wide}))
+        sizes = stack.fdl_by_range(sr, gt)
+        used = float(stack.generator_terms(sr, gt).values["fdl"].detach().mean())
+        assert used == pytest.approx(sizes["fdl_model_range" if wide else "fdl_unit_range"], rel=1e-6)
+    assert sizes["fdl_model_range"] > sizes["fdl_unit_range"]
+
+
+def test_tables_that_joined_later_leave_older_runs_their_hash() -> None:
+    """Their defaults are not hashed; a value is."""
+    before = config_hash(config(pixel={}))
+    assert config_hash(LossesConfig(pixel=PixelLossConfig(), fdl=None, ragan=None)) == before
+    assert config_hash(config(pixel={"model_range": True})) != before
+    assert config_hash(config(pixel={}, grid={})) != before
+    assert from_mapping(LossesConfig, to_mapping(config(**STRSR))) == config(**STRSR)

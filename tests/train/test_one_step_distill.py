@@ -273,11 +273,13 @@ def test_stage_2_goes_on_with_the_optimisers_of_a_checkpoint(pictures, tmp_path)
     ],
 )
 def test_every_option_runs_and_resumes(name, switch, pictures, tmp_path):
+    """Resumed where the option has a state of its own: 8-bit optimisers, whole networks, a projector, text."""
     config = light(name, pictures, **{"run__steps": 2, "run__checkpoint_every": 1} | switch)
     whole = recipe.train(config, tmp_path / "whole")
-    with pytest.raises(Stopped):
-        recipe.train(config, tmp_path / "parts", StopAfter(1))
-    assert equal_files(whole.weights, recipe.train(config, tmp_path / "parts", resume=True).weights)
+    if {"optimizer__bits", "lora__rank", "conditioning__width", "conditioning__prompt"} & switch.keys():
+        with pytest.raises(Stopped):
+            recipe.train(config, tmp_path / "parts", StopAfter(1))
+        assert equal_files(whole.weights, recipe.train(config, tmp_path / "parts", resume=True).weights)
     assert all(math.isfinite(e["loss"]) for e in whole.logs)
     info = read_info(whole.weights)
     assert info["step_length"] == config.model.step_length
