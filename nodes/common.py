@@ -136,11 +136,11 @@ def in_turns(backbone: Any, device: torch.device, host: Host, activation_bytes: 
     if device.type != "cpu":
         host.free_memory(largest + activation_bytes)
     turns = Residency(device)
-    with torch.inference_mode(False):  # modules move inside the block
-        try:
-            yield OffloadedBackbone(backbone, turns)
-        finally:
-            turns.leave()
+    try:
+        yield OffloadedBackbone(backbone, turns)
+    finally:
+        turns.leave()
+        if device.type != "cpu":
             host.soft_empty_cache()
 
 

@@ -30,13 +30,15 @@ class Residency:
         if module is self.resident:
             return
         self.leave()
-        nn.Module.to(module, device=self.device)
+        with torch.inference_mode(False):  # parameters that move under it would be of no use outside it
+            nn.Module.to(module, device=self.device)
         self.resident = module
 
     def leave(self) -> None:
         """Send the resident module home, for example before another program needs the device."""
         if self.resident is not None:
-            nn.Module.to(self.resident, device=self.home)
+            with torch.inference_mode(False):
+                nn.Module.to(self.resident, device=self.home)
             self.resident = None
 
 

@@ -65,7 +65,7 @@ class OnDemand(Generic[Held]):
         held = self.load() if self.held is None else self.held
         self.held = held
         if self.turns is None:
-            nn.Module.to(held.model, device=self.device)
+            _move(held.model, self.device)
         else:
             self.turns.use(held.model)
         try:
@@ -84,9 +84,15 @@ class OnDemand(Generic[Held]):
             self.release()
         elif self.keep == "home" and self.held is not None:
             if self.turns is None:
-                nn.Module.to(self.held.model, device="cpu")
+                _move(self.held.model, "cpu")
             else:
                 self.turns.leave()
+
+
+def _move(module: nn.Module, device: str | torch.device) -> None:
+    """Parameters that move under inference mode would be of no use outside it."""
+    with torch.inference_mode(False):
+        nn.Module.to(module, device=device)
 
 
 class EmbeddingCache:

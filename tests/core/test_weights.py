@@ -13,6 +13,7 @@ from alignsr.core.weights import (
     check_state,
     find_model,
     load_into,
+    load_shapes,
     load_state_dict,
     read_info,
     save_weights,
@@ -133,3 +134,18 @@ def test_models_are_found_by_path_bundle_and_folder(tmp_path):
     assert find_model("models/mine.safetensors", [tmp_path]) == path, "as the published configs name weights"
     with pytest.raises(MissingModelError, match=f"{tmp_path}.*found no 'other'.*put the weight file there"):
         find_model("other", [tmp_path])
+
+
+def test_shapes_are_read_without_values(tmp_path):
+    tensors = {"a": torch.zeros(2, 3, dtype=torch.bfloat16), "b": torch.zeros((), dtype=torch.int64)}
+    tensors["c"] = torch.zeros(4).to(torch.float8_e4m3fn)
+    torch.save(tensors, tmp_path / "x.pth")
+    for path in (save_weights(tmp_path / "x.safetensors", tensors), tmp_path / "x.pth"):
+        shapes = load_shapes(path)
+        assert all(
+            shapes[name].is_meta and shapes[name].shape == t.shape and shapes[name].dtype == t.dtype
+            for name, t in tensors.items()
+        )
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="damaged or incomplete"):
+        load_shapes(tmp_path / "cut.safetensors")
