@@ -25,7 +25,7 @@ VLM = "ALIGNSR_VLM"  # socket type; the value is a LoadedVLM
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 KEEPS = ("home", "nothing", "device")
 SCOPES = ("auto", "image", "tile")
-VLM_KEYS = ("text_encoders", "LLM", "alignsr", "diffusers")
+VLM_KEYS = ("text_encoders", "LLM", "diffusers")
 TEXT_KEYS = ("diffusers", "alignsr", "diffusion_models", "text_encoders")
 EMPTY_TOKENS = 68
 

@@ -145,11 +145,8 @@ def find_request(host: Host, kind: str, model_name: str = AUTO, vae_name: str = 
     except MissingModelError as error:
         if whole is not None:
             return replace(request, source=whole)
-        places = ", ".join(str(folder) for key in FOLDER_KEYS for folder in host.model_dirs(key))
-        raise MissingModelError(
-            f"{error}. A diffusers folder {' or '.join(names)} in {places} would do too; "
-            f"`alignsr models download {DOWNLOADS[kind]}` gets the files"
-        ) from error
+        place = next(iter(host.model_dirs(FOLDER_KEYS[0])), Path(FOLDER_KEYS[0]))
+        raise MissingModelError(f"{error}. Or `alignsr models download {DOWNLOADS[kind]}`, to {place / names[0]}") from error
     return request
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from cli_helpers import LITE, Outcome, call, picture, results, save_tiny, tree, unchanged
 from PIL import Image
+from strsr_helpers import write_adapters
 from train_helpers import make_pictures
 
 from alignsr.core.image_files import write_image
@@ -23,6 +24,7 @@ from alignsr.core.restore import restore
 from alignsr.core.weights import save_weights
 from alignsr.nodes import NODE_CLASS_MAPPINGS
 from alignsr.nodes.models import load_model
+from paths import ROOT
 
 Arguments = list[object]
 
@@ -50,6 +52,7 @@ class Place:
 
     def write(self, name: str, data: bytes | str) -> Path:
         path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data.encode() if isinstance(data, str) else data)
         return path
 
@@ -142,8 +145,29 @@ def header(place: Place, **info: Any) -> Path:
     return save_weights(place.folder / "header.safetensors", {"x": torch.zeros(1)}, info)
 
 
+def strsr(place: Place, **sets: str) -> Arguments:
+    """The StrSR workflow on FLUX.2 klein with random miniatures: adapters of both backbones lie in the model folder."""
+    write_adapters(place.folder)
+    sets = {"n1__image": str(place.good), "n2__model_name": "tiny", "n5__vlm_name": "tiny", **sets}
+    changes = [f"{key.removeprefix('n').replace('__', '.')}={value}" for key, value in sets.items()]
+    workflow = ROOT / "workflows" / "api" / "upscale-with-strsr-flux.json"
+    return ["run", workflow, "--out", place.out, *(part for item in changes for part in ("--set", item))]
+
+
+def adapter_as_model(place: Place) -> Arguments:
+    write_adapters(place.folder)
+    return place.upscale(place.good, model=place.folder / "loras" / "StrSR-flux.safetensors")
+
+
+def cut_transformer(place: Place) -> Arguments:
+    place.write("diffusion_models/cut.safetensors", place.model.read_bytes()[:3000])
+    place.write("vae/flux2-vae.safetensors", place.model.read_bytes())
+    return strsr(place, n2__model_name="cut.safetensors")
+
+
 LOAD, SR = "node 3 (AlignSRLoadSRModel)", "node 4 (AlignSROneStepSR)"
 
+MERGE = "node 4 (AlignSRMergeLoRA)"
 ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
     # pictures
     "text as image": (lambda p: p.upscale(p.write("text.png", "hello")), "text.png: expected an image"),
@@ -361,6 +385,29 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
         lambda p: ["models", "check", p.write("cut.safetensors", p.model.read_bytes()[:5000])],
         "expected a safetensors file",
     ),
+    # large one-step models
+    "no transformer and no autoencoder, run": (
+        lambda p: strsr(p, n2__model_name="auto"),
+        "2 are missing. transformer: no flux-2-klein-base-4b.safetensors",
+    ),
+    "no language model, run": (
+        lambda p: strsr(p, n5__vlm_name="auto"),
+        "expected a folder Qwen3-VL-4B-Instruct with config.json",
+    ),
+    "adapter of the other backbone, run": (
+        lambda p: strsr(p, n3__lora_name="StrSR-zimage"),
+        f"{MERGE}, input 'lora': expected an adapter of flux2_klein, ",
+    ),
+    "truncated transformer, run": (cut_transformer, "cut.safetensors: expected a safetensors file, got 3000 bytes"),
+    "weights that are no adapter, run": (
+        lambda p: strsr(p, n3__lora_name="model.safetensors"),
+        "model.safetensors: expected an adapter of flux2_klein or z_image",
+    ),
+    "weights that are no adapter, convert": (
+        lambda p: ["models", "convert", p.model, "-o", p.out / "x.safetensors"],
+        "model.safetensors: expected an adapter of flux2_klein or z_image",
+    ),
+    "an adapter as model": (adapter_as_model, "expected a whole model, got an adapter of flux2_klein"),
     # outputs
     "a file in place of the output folder": (
         lambda p: ["upscale", p.folder / "pictures", "-o", p.write("out", "x"), "-m", p.model],

@@ -113,6 +113,18 @@ def test_offloaded_parts_are_never_on_the_device_together(host: Any, monkeypatch
     assert events == []
 
 
+@pytest.mark.parametrize("offloads", one_step.OFFLOADS)
+def test_what_runs_in_inference_mode_is_of_use_outside(offloads: str, host: Any) -> None:
+    """ComfyUI runs nodes under inference mode; parameters made or moved there could not be trained later."""
+    with torch.inference_mode():
+        model, image = load("flux2_klein", offload=offloads), picture(1, 12, 12)
+        told, _ = look(model, image)
+        inside = OneStepSR().upscale(model, image, 4, conditioning=told)[0]
+    parts = [*(module for _, module in model.backbone.modules()), told.encoder.models.held.model, told.adapter]
+    assert not any(p.is_inference() for part in parts for p in part.parameters())
+    assert torch.equal(inside, OneStepSR().upscale(model, image.clone(), 4, conditioning=told)[0])
+
+
 def test_pictures_are_looked_at_once(host: Any) -> None:
     model, image = load("z_image"), picture(1, 20, 24)
     vlm, _ = condition.LoadVLM().load("tiny-vlm", "fp32", keep="nothing")
