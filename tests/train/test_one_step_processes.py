@@ -63,6 +63,6 @@ def test_two_processes_equal_one(case, tmp_path):
     assert a.keys() == b.keys()
     for key in (key for key in a if key.startswith("modules/")):
         difference = (a[key].double() - b[key].double()).abs()
-        # a relativistic loss does not see a constant (check 11): the gradient of biases is rounding, which Adam makes steps of 1e-3
+        # a relativistic loss does not see a constant (check 11): biases get rounding for a gradient, and Adam makes steps of it
         is_unseen = key.startswith("modules/discriminator") and "bias" in key
         assert float(difference.mean()) <= (2 * 3 * 1e-3 if is_unseen else 2e-5), key
