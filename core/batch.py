@@ -81,8 +81,11 @@ def plan_jobs(source: str | Path, out: str | Path, suffix: str = "") -> list[Job
     source = Path(source)
     named = _names_a_file(out, source)
     out = Path(out)
-    if source.is_file() and source.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{source}: expected a picture ({', '.join(SUFFIXES)}), got {source.suffix or 'no suffix'}; convert it")
+    if source.is_file() and not named and not suffix and source.suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"{source}: expected a picture ({', '.join(SUFFIXES)}), got {source.suffix or 'no suffix'}; for a picture of another "
+            "type give the result's file name"
+        )
     if source.is_file():
         jobs = [Job(source, out if named else out / (source.stem + (suffix or source.suffix)))]
     elif source.is_dir():

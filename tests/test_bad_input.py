@@ -617,7 +617,7 @@ def check_refused(done: Outcome, expected: str) -> None:
     assert "Traceback" not in done.err + done.out
     assert len(done.errors) == 1, done.err
     assert expected in done.errors[0]
-    assert len(done.errors[0]) < 700
+    assert len(done.errors[0]) < 800  # with the long paths of the test folder
 
 
 @pytest.mark.parametrize("row", WHILE_TRAINING)

@@ -160,7 +160,7 @@ def test_a_source_whose_type_cannot_be_written_is_refused_before_the_work() -> N
     Image.new("RGB", (4, 4)).save("b.gif")
     done = call("upscale", "b.gif", "-o", "out", "-m", "one.safetensors")
     assert done.code == 1
-    assert "b.gif: expected a result ending in .png" in done.errors[0]
+    assert "b.gif: expected a picture (.png" in done.errors[0]
     assert call("upscale", "b.gif", "-o", "out/b.png", "-m", "one.safetensors").code == 0
 
 

@@ -51,7 +51,7 @@ def test_a_chain_is_what_a_toml_file_would_say(autoencoder):
 
 
 def test_defaults_of_the_nodes_are_those_of_the_config():
-    from alignsr.train.losses import AdversarialLossConfig, ArtifactLossConfig, PerceptualLossConfig, PixelLossConfig
+    from alignsr.train.loss_tables import AdversarialLossConfig, ArtifactLossConfig, PerceptualLossConfig, PixelLossConfig
 
     for node, name, config in (
         (PixelLoss, "pixel", PixelLossConfig),
