@@ -8,6 +8,8 @@ GPU: python benchmarks/aesop_step.py --device cuda --batch 16 --patch 256 --step
 the artifact map, three discriminator passes for its own step. `lean` is ours: lean twins, each frozen loss's gradient at once,
 box filters, two discriminator passes. Each flag adds a row on top of the one before, so the table shows which change gives what
 and what error it costs: the largest relative gap of a loss term and the gap of d loss / d sr, both in the first step.
+In that step the averaged network equals the live one, so the artifact map hangs on ties of the two; where only one of them is
+compiled, rounding decides them, and the gap of the artifact term (up to a half) says nothing of later steps.
 
 Every row runs in a process of its own on the same weights and pictures. Memory is the high-water mark of the process over what it
 held before the first step (Linux: VmHWM, reset before it): all that a machine must have, gradients, optimiser states and
