@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.images import crop_to_multiple
-from .common import JobBar, give, on_device, take, to_image
+from .common import JobBar, file_stamp, give, on_device, take, to_image
 from .host import get_host
 
 AUTOENCODER = "ALIGNSR_AUTOENCODER"  # socket type; the value is a LoadedAutoEncoder
@@ -96,8 +96,7 @@ class AESOPAutoEncoder:
         """Load again when the file itself was replaced; always where its name comes through a link."""
         if model_name is None or path is None:
             return math.nan
-        stat = get_host().resolve_model(path or model_name).stat()
-        return f"{stat.st_mtime_ns} {stat.st_size}"
+        return file_stamp(get_host().resolve_model(path or model_name))
 
     def load(self, model_name: str, path: str = "") -> tuple[LoadedAutoEncoder, str]:
         loaded = load(path.strip() or model_name)

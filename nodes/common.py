@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -160,3 +161,9 @@ def on_device(backbone: Any, device: torch.device, host: Host, vram_bytes: int) 
             with torch.inference_mode(False):
                 move(backbone, "cpu")
             host.soft_empty_cache()
+
+
+def file_stamp(path: Path) -> str:
+    """Changes when the file is replaced: what IS_CHANGED answers for it."""
+    stat = path.stat()
+    return f"{stat.st_mtime_ns} {stat.st_size}"

@@ -10,7 +10,7 @@ import torch
 
 from ..core.lora import Adapter
 from ..core.weights import WEIGHT_SUFFIXES, MissingModelError
-from .common import SR_MODEL, input_names
+from .common import SR_MODEL, file_stamp, input_names
 from .host import get_host
 from .one_step import OneStepModel, describe
 
@@ -87,10 +87,9 @@ class LoadLoRA:
         if lora_name is None or path is None:
             return math.nan
         try:
-            stat = find_lora(path or lora_name).stat()
+            return file_stamp(find_lora(path or lora_name))
         except MissingModelError:
             return ""  # the run says what is missing
-        return f"{stat.st_mtime_ns} {stat.st_size}"
 
     def load(self, lora_name: str, path: str = "") -> tuple[Adapter, str]:
         from ..core.lora_files import read_adapter

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .common import SR_MODEL, input_names
+from .common import SR_MODEL, file_stamp, input_names
 from .host import get_host
 
 LOGGER = logging.getLogger("alignsr")
@@ -113,8 +113,7 @@ class LoadSRModel:
         """Reload when the file itself was replaced; always where its name comes through a link."""
         if model_name is None:
             return math.nan
-        stat = get_host().resolve_model(model_name).stat()
-        return f"{stat.st_mtime_ns} {stat.st_size}"
+        return file_stamp(get_host().resolve_model(model_name))
 
     def load(self, model_name: str, precision: str = "fp32", device: str = "auto") -> tuple[LoadedModel, str]:
         import json

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..core.weights import MissingModelError
-from .common import SR_MODEL, input_names
+from .common import SR_MODEL, file_stamp, input_names
 from .host import Host, get_host
 from .models import DEVICES
 
@@ -261,7 +261,7 @@ class LoadOneStepBackbone:
         host = get_host()
         places = [folder for key in ("diffusion_models", "vae", *FOLDER_KEYS) for folder in host.model_dirs(key)]
         found = [path for name in (model_name, vae_name) for place in places if (path := place / name).exists()]
-        return " ".join(f"{path.stat().st_mtime_ns} {path.stat().st_size}" for path in found)
+        return " ".join(map(file_stamp, found))
 
     def load(
         self,

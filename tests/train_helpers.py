@@ -11,6 +11,7 @@ from PIL import Image
 from alignsr.core.weights import load_state_dict
 from alignsr.train.loop import SilentHooks
 from alignsr.train.recipes import load_config
+from alignsr.train.state import checkpoints
 from reference.formula import U
 
 
@@ -59,3 +60,10 @@ def equal_files(one: Path, two: Path) -> bool:
     """Whether two weight files hold the same bits."""
     a, b = load_state_dict(one), load_state_dict(two)
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def state_of(folder: Path, part: str, group: str = "modules") -> dict[str, torch.Tensor]:
+    """The newest checkpoint's tensors of a part."""
+    tensors = load_state_dict(checkpoints(folder)[-1])
+    prefix = f"{group}/{part}/"
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from train_helpers import StopAfter, equal_files, make_pictures, tiny
+from train_helpers import StopAfter, equal_files, make_pictures, state_of, tiny
 
 from alignsr.core.backbones import LATENT_KINDS, load_backbone, open_backbone
 from alignsr.core.backbones.base import BackboneSpec
@@ -52,12 +52,6 @@ def pictures(tmp_path_factory):
 def light(name, pictures, **sets):
     small = {"model__init": (pictures / "pixel.safetensors").as_posix(), "model__options": SMALL}
     return tiny(name, pictures, **(LIGHT_PIXEL | small if "pixel" in name else LIGHT) | sets)
-
-
-def state_of(folder, part, group="modules"):
-    tensors = load_state_dict(checkpoints(folder)[-1])
-    prefix = f"{group}/{part}/"
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 @pytest.mark.parametrize("name", FULL)

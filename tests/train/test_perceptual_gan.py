@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 from PIL import Image
-from train_helpers import StopAfter, equal_files, make_pictures, tiny
+from train_helpers import StopAfter, equal_files, make_pictures, state_of, tiny
 
 from alignsr.core.backbones import load_backbone
 from alignsr.core.weights import WeightsError, load_state_dict, read_info
@@ -32,13 +32,6 @@ VGG, UNET = "tiny-aesop-rrdb-128", "tiny-aesop-real-ldl-matched"
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     return make_pictures(tmp_path_factory.mktemp("pictures"))
-
-
-def state_of(folder, part):
-    """The newest checkpoint's tensors of a part."""
-    tensors = load_state_dict(checkpoints(folder)[-1])
-    prefix = f"modules/{part}/"
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 @pytest.mark.parametrize("name", FULL)

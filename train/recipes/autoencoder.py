@@ -28,7 +28,7 @@ from ..config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, add
 from ..data import PairData
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
 from ..losses import RANDOM
-from ..state import keep_global_randomness
+from ..session import open_pairs, training
 from ..validation import SMALLEST_HELD_OUT_PX, evaluating, held_out_pairs, sample_pair, strip
 
 
@@ -133,17 +133,14 @@ def train(
         ConfigError, DataError, WeightsError, NonFiniteError, Stopped, FileExistsError: see their classes.
     """
     folder, hooks = Path(folder), hooks or SilentHooks()
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), keep_global_randomness():
-        torch.manual_seed(config.run.seed)
+    with training(config.run.seed):
         model = build_model(config, model_folders)
         if config.run.channels_last:
             model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         loop = Loop(config, config.run, {"autoencoder": Trained(model, config.optimizer, config.schedule)}, folder, hooks, resume)
         # a frozen decoder only passes the gradient on: its lean twin keeps a fraction of the activations
         decode = lean(model.decoder) if config.model.freeze_decoder else model.decoder
-        data = PairData(config.data, config.model.scale, config.run.seed, loop.samples_per_step)
-        if config.run.validate_every:
-            data.check_held_out(minimum_px=SMALLEST_HELD_OUT_PX)
+        data = open_pairs(config, loop.samples_per_step, minimum_px=SMALLEST_HELD_OUT_PX)
 
         with loop.prefetch(data, config.data.workers) as feed, closing(loop.steps()) as steps:
             for _ in steps:

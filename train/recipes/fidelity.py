@@ -6,7 +6,7 @@ EMA, resume, warm start.
 Assumed: ground truth fits in memory when `data.cache_images` is on; the model takes RGB.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +22,11 @@ from ...core.images import crop_border, from_model_range, quantize_8bit, rgb_to_
 from ...core.losses.pixel import l1_loss, mse_loss, psnr_loss, psnr_y_loss
 from ...core.records import LossTerms
 from ...core.resize import bicubic
-from ...core.weights import find_model, load_into, load_state_dict, save_weights
-from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, empty_table, positive, to_mapping
+from ...core.weights import find_model, load_into, load_state_dict
+from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, empty_table, positive
 from ..data import PairData
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
-from ..state import keep_global_randomness
+from ..session import open_pairs, save_network, training
 
 
 @dataclass(frozen=True)
@@ -119,18 +119,14 @@ def train(
         ConfigError, DataError, WeightsError, NonFiniteError, Stopped, FileExistsError: see their classes.
     """
     folder, hooks = Path(folder), hooks or SilentHooks()
-    # ComfyUI and the runner execute nodes in inference mode, where nothing can be trained; seeding stays our own affair
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), keep_global_randomness():
-        torch.manual_seed(config.run.seed)
+    with training(config.run.seed):
         backbone = build_model(config, model_folders)
         network = dict(backbone.modules())["network"]
         network.train().requires_grad_(True)
         if config.run.channels_last:
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         loop = Loop(config, config.run, {"network": Trained(network, config.optimizer, config.schedule)}, folder, hooks, resume)
-        data = PairData(config.data, config.model.scale, config.run.seed, loop.samples_per_step)
-        if config.run.validate_every:
-            data.check_held_out(minimum_px=16)
+        data = open_pairs(config, loop.samples_per_step, minimum_px=16)
 
         term = config.loss if config.loss in ("l1", "mse") else f"{config.loss}_loss"  # psnr_y is what validation measures
         # closing: an error below reaches the loop at once, which keeps what is done
@@ -181,20 +177,11 @@ def validate(backbone: AnyBackbone, network: nn.Module, data: PairData, config: 
 
 def save_model(config: FidelityConfig, backbone: AnyBackbone, network: nn.Module, path: Path, step: int) -> Path:
     """Write a weight file with everything needed to load it and to know what it is."""
-    dtype = torch.float16 if config.model.save_dtype == "fp16" else torch.float32
-    tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in network.state_dict().items()}
-    options = rebuild_options(backbone)
-    info: Mapping[str, Any] = {
-        "backbone": config.model.backbone,
-        "architecture": config.model.architecture if config.model.backbone == "network" else "pixel",
-        "options": options,
-        "name": config.name,
-        "scale": config.model.scale,
-        "licence": config.licence,
-        "step": step,
-        "config": to_mapping(config),
-    }
-    return save_weights(path, tensors, info)
+    kind = config.model.backbone
+    architecture = config.model.architecture if kind == "network" else "pixel"
+    return save_network(
+        path, network, config, step, {"backbone": kind, "architecture": architecture, "options": rebuild_options(backbone)}
+    )
 
 
 def rebuild_options(backbone: AnyBackbone) -> dict[str, Any]:

@@ -54,7 +54,8 @@ from ..one_step import (
 from ..one_step import (
     build_model as build_one_step,
 )
-from ..state import checkpoints, keep_global_randomness
+from ..session import open_pairs, training
+from ..state import checkpoints
 from ..validation import SMALLEST_HELD_OUT_PX, held_out_pairs, sample_pair, strip
 
 POSTERIOR, NOISE = 1, 2  # what else is drawn for a batch, beside its samples
@@ -167,8 +168,7 @@ def train(
         ConfigError, DataError, WeightsError, NonFiniteError, Stopped, FileExistsError: see their classes.
     """
     folder, hooks = Path(folder), hooks or SilentHooks()
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), keep_global_randomness():
-        torch.manual_seed(config.run.seed)
+    with training(config.run.seed):
         model = build_model(config, model_folders)
         parts = {"generator": Trained(model.part, config.optimizer, config.schedule)}
         critic = build_critic(config, model_folders) if "ragan" in config.losses.weights() else None
@@ -193,9 +193,7 @@ def train(
             loop.device,
             model_folders,
         )
-        data = PairData(config.data, config.model.scale, config.run.seed, loop.samples_per_step)
-        if config.run.validate_every:
-            data.check_held_out(minimum_px=SMALLEST_HELD_OUT_PX)
+        data = open_pairs(config, loop.samples_per_step, minimum_px=SMALLEST_HELD_OUT_PX)
 
         with loop.prefetch(data, config.data.workers) as feed, closing(loop.steps()) as steps:
             for step in steps:

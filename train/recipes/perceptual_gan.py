@@ -25,12 +25,12 @@ from ...core.backbones.network import NetworkBackbone
 from ...core.metrics import lr_psnr, psnr, ssim
 from ...core.networks.discriminators import build_discriminator
 from ...core.networks.official import read_official
-from ...core.weights import find_model, load_into, load_state_dict, read_info, save_weights
-from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, empty_table, positive, to_mapping
+from ...core.weights import find_model, load_into, load_state_dict, read_info
+from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, empty_table, positive
 from ..data import PairData
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
 from ..losses import LossesConfig, LossStack
-from ..state import keep_global_randomness
+from ..session import open_pairs, save_network, training
 from ..validation import SMALLEST_HELD_OUT_PX, evaluating, held_out_pairs, sample_pair, strip
 
 Sample = tuple[Tensor, Tensor, tuple[str, ...]]  # sr (detached), gt, names
@@ -158,8 +158,7 @@ def train(
         ConfigError, DataError, WeightsError, NonFiniteError, Stopped, FileExistsError: see their classes.
     """
     folder, hooks = Path(folder), hooks or SilentHooks()
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), keep_global_randomness():
-        torch.manual_seed(config.run.seed)
+    with training(config.run.seed):
         backbone = build_model(config, model_folders)
         generator = backbone.network
         parts = {"generator": Trained(generator, config.optimizer, config.schedule)}
@@ -175,9 +174,7 @@ def train(
         losses = LossStack(
             config.losses, loop.device, scale=config.model.scale, folders=model_folders, channels_last=config.run.channels_last
         )
-        data = PairData(config.data, config.model.scale, config.run.seed, loop.samples_per_step)
-        if config.run.validate_every:
-            data.check_held_out(minimum_px=SMALLEST_HELD_OUT_PX)
+        data = open_pairs(config, loop.samples_per_step, minimum_px=SMALLEST_HELD_OUT_PX)
 
         with loop.prefetch(data, config.data.workers) as feed, closing(loop.steps()) as steps:
             for step in steps:
@@ -300,19 +297,8 @@ def samples(network: nn.Module, data: PairData, device: torch.device, multiple: 
 
 def save_model(config: PerceptualGanConfig, backbone: NetworkBackbone, network: nn.Module, path: Path, step: int) -> Path:
     """Write a weight file with everything needed to load it and to know what it is."""
-    dtype = torch.float16 if config.model.save_dtype == "fp16" else torch.float32
-    tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in network.state_dict().items()}
-    info = {
-        "backbone": "network",
-        "architecture": backbone.architecture,
-        "options": dict(backbone.options),
-        "name": config.name,
-        "scale": config.model.scale,
-        "licence": config.licence,
-        "step": step,
-        "config": to_mapping(config),
-    }
-    return save_weights(path, tensors, info)
+    header = {"backbone": "network", "architecture": backbone.architecture, "options": dict(backbone.options)}
+    return save_network(path, network, config, step, header)
 
 
 __all__ = ["DiscriminatorConfig", "GeneratorConfig", "PerceptualGanConfig", "build_model", "save_model", "train", "validate"]
