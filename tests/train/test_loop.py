@@ -306,3 +306,11 @@ def test_losses_by_hand():
 def test_defaults_are_stated_once():
     assert RunConfig().steps == fidelity.FidelityConfig().run.steps
     assert OptimizerConfig() == fidelity.FidelityConfig().optimizer
+
+
+@pytest.mark.parametrize("degradation", ["matlab", "realesrgan"])
+def test_a_scale_that_does_not_divide_sixteen_is_validated_too(degradation, tmp_path):
+    pictures = make_pictures(tmp_path / "pictures", 3, 64)  # 64 is no multiple of 3
+    sets = {"model__scale": 3, "data__gt_patch_px": 48, "data__holdout": 1, "run__steps": 1, "run__validate_every": 1}
+    result = fidelity.train(tiny("tiny-lite-x4", pictures, data__degradation=degradation, **sets), tmp_path / "run")
+    assert 10 < result.logs[-1]["psnr_y"] < 80

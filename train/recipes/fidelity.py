@@ -6,6 +6,7 @@ EMA, resume, warm start.
 Assumed: ground truth fits in memory when `data.cache_images` is on; the model takes RGB.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, Schedu
 from ..data import PairData
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
 from ..session import open_pairs, save_network, training
+from ..validation import evaluating, held_out_pairs
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class FidelityConfig:
             )
 
 
+_WHOLE_PX = 16  # sides of held-out ground truth are cut to multiples of it: whole patches for every model
 LOSSES = {"l1": l1_loss, "mse": mse_loss, "psnr": psnr_loss, "psnr_y": psnr_y_loss}
 
 
@@ -126,7 +129,7 @@ def train(
         if config.run.channels_last:
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         loop = Loop(config, config.run, {"network": Trained(network, config.optimizer, config.schedule)}, folder, hooks, resume)
-        data = open_pairs(config, loop.samples_per_step, minimum_px=16)
+        data = open_pairs(config, loop.samples_per_step, minimum_px=_WHOLE_PX)
 
         term = config.loss if config.loss in ("l1", "mse") else f"{config.loss}_loss"  # psnr_y is what validation measures
         # closing: an error below reaches the loop at once, which keeps what is done
@@ -150,28 +153,13 @@ def train(
 
 def validate(backbone: AnyBackbone, network: nn.Module, data: PairData, config: FidelityConfig, device: torch.device) -> float:
     """Mean PSNR-Y (8 bit, border of `scale` px cropped) over the held-out pictures under the training degradation."""
-    from ..data import ImageStore
-
     scale, total = config.model.scale, 0.0
-    store = ImageStore(data.held_out, scale, cache=False)
-    was_training = network.training
-    network.eval()
-    with torch.no_grad():
-        for index in range(len(data.held_out)):
-            gt8, lq8 = store.pair(index)
-            gt = gt8[None].float() / 255
-            if config.data.degradation == "matlab":
-                lq = lq8[None].float() / 255
-            else:
-                from ...core.degradation import degrade
-
-                lq = degrade(gt, config.data.degradation, seeds=[index], scale=scale).lq
-            height, width = gt.shape[-2] // 16 * 16, gt.shape[-1] // 16 * 16  # whole patches for every model
-            gt, lq = gt[..., :height, :width], lq[..., : height // scale, : width // scale]
+    whole = _WHOLE_PX // math.gcd(_WHOLE_PX, scale)
+    with evaluating(network):
+        for lq, gt in held_out_pairs(data, whole):
             sr = forward(backbone, network, lq.to(device), scale).float().cpu()
             error = crop_border(rgb_to_y(quantize_8bit(sr)) - rgb_to_y(gt), scale).double()
             total += float(-10 * torch.log10(error.square().mean() + 1e-8))
-    network.train(was_training)
     return total / len(data.held_out)
 
 
