@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from ..checks import check_image, check_positive_int
 from ..records import Conditioning
 from ..tiling import TilePlan
-from .vlm import TokenAdapter, VLMEncoder
+from .projector import TokenAdapter
+from .vlm import VLMEncoder
 
 _PADDING_PX = 64  # of an enlarged picture: no backbone pads further
 

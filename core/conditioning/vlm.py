@@ -3,23 +3,20 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from ..checks import check_image, check_positive_int
-from ..records import Conditioning
 from ..tiling import TilePlan
-from ..weights import ASSETS, WeightsError, load_into, load_state_dict
+from ..weights import ASSETS, WeightsError
 from .folders import TOKENIZER, WEIGHTS, FolderSpec, find_folder, load_tokenizer, load_transformer
 from .resident import EmbeddingCache, Keep, OnDemand, Turns
+from .vision import to_patches, to_uint8, vision_pixels
 
 PROMPT_FILE = ASSETS / "strsr-prompt.json"
 PROMPT_SHA256 = "4b0fc5618f14522852a9ddb3061cae7a4d54cd1c61d4b85aa2d52578e2c14afd"
@@ -29,22 +26,7 @@ VLM_FOLDER = FolderSpec(
     (("config.json",), WEIGHTS, *TOKENIZER),
     "https://huggingface.co/Qwen/Qwen3-VL-4B-Instruct",
 )
-VLM_WIDTH = 2560
-ADAPTER_WIDTHS = {"flux2_klein": 7680, "z_image": 2560}
 CACHED_IMAGES = 1024  # 68 x 2560 values of 16 bits each: 0.35 MB
-MAX_ASPECT = 200
-
-
-class Rounding(NamedTuple):
-    """A rule for image sides: multiples of `factor`, between `low` and `high` pixels in all."""
-
-    factor: int
-    low: int
-    high: int
-
-
-UTILITY_ROUNDING = Rounding(28, 4 * 28 * 28, 16384 * 28 * 28)  # qwen-vl-utils 0.0.8
-PROCESSOR_ROUNDING = Rounding(32, 65_536, 16_777_216)  # the processor of Qwen3-VL
 
 
 def strsr_prompt() -> str:
@@ -58,90 +40,6 @@ def strsr_prompt() -> str:
     if digest != PROMPT_SHA256:
         raise WeightsError(f"{PROMPT_FILE}: expected a prompt of SHA-256 {PROMPT_SHA256}, got {digest}; restore the file")
     return text
-
-
-def round_size(height: int, width: int, rule: Rounding) -> tuple[int, int]:
-    """The size to which Qwen's preprocessing resizes an image.
-
-        h' = round(h / f) f, at least f, likewise w';  beyond the limits both are scaled by sqrt(limit / (h w)) first and then
-        rounded down (too large) or up (too small)
-
-    Halves are rounded to even, as Python does.
-
-    Raises:
-        ValueError: a side 200 times the other.
-
-    Source:
-        strsr.md section 1.3; qwen-vl-utils 0.0.8 and transformers 4.57.0 (smart_resize).
-
-    Example:
-        >>> round_size(1080, 1920, UTILITY_ROUNDING), round_size(1092, 1932, PROCESSOR_ROUNDING)
-        ((1092, 1932), (1088, 1920))
-    """
-    factor, low, high = rule
-    if max(height, width) > MAX_ASPECT * min(height, width):
-        raise ValueError(f"lq: expected sides within 1 : {MAX_ASPECT}, got {height}x{width}; crop the image")
-    rounded = tuple(max(factor, round(side / factor) * factor) for side in (height, width))
-    if math.prod(rounded) > high:
-        shrink = math.sqrt(height * width / high)
-        rounded = tuple(max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
-    elif math.prod(rounded) < low:
-        grow = math.sqrt(low / (height * width))
-        rounded = tuple(math.ceil(side * grow / factor) * factor for side in (height, width))
-    return rounded[0], rounded[1]
-
-
-def vision_sizes(height: int, width: int, *, parity: bool, factor: int = PROCESSOR_ROUNDING.factor) -> list[tuple[int, int]]:
-    """Sizes through which an image goes: multiples of 28 and then of 32 as released (`parity`), or of 32 at once.
-
-    Example:
-        >>> vision_sizes(339, 510, parity=True), vision_sizes(339, 510, parity=False)
-        ([(336, 504), (320, 512)], [(352, 512)])
-    """
-    last = PROCESSOR_ROUNDING._replace(factor=factor)
-    if not parity:
-        return [round_size(height, width, last)]
-    first = round_size(height, width, UTILITY_ROUNDING)
-    return [first, round_size(*first, last)]
-
-
-def vision_pixels(image: Tensor, *, parity: bool, factor: int = PROCESSOR_ROUNDING.factor) -> Tensor:
-    """One image as the vision tower sees it: 8 bits, resized with Pillow's bicubic filter, (x - 0.5) / 0.5.
-
-    Args:
-        image: [3, h, w], range [0, 1].
-        parity: resize twice, as released.
-        factor: patch times merge of the vision tower.
-
-    Returns:
-        [3, H, W] float32 in [-1, 1].
-    """
-    picture = Image.fromarray(_to_uint8(image).permute(1, 2, 0).numpy())
-    for height, width in vision_sizes(*image.shape[1:], parity=parity, factor=factor):
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def to_patches(pixels: Tensor, patch: int, merge: int, frames: int) -> Tensor:
-    """Cut an image into the rows that Qwen's vision tower reads: patches of one merge group follow one another.
-
-    Args:
-        pixels: [3, H, W], sides multiples of patch * merge.
-        patch: side of a patch.
-        merge: patches per side that become one token.
-        frames: a still image is shown that many times.
-
-    Returns:
-        [H / patch * W / patch, 3 * frames * patch * patch].
-
-    Source:
-        transformers 4.57.0, Qwen2VLImageProcessor.
-    """
-    rows, columns = pixels.shape[1] // (patch * merge), pixels.shape[2] // (patch * merge)
-    grid = pixels.reshape(3, rows, merge, patch, columns, merge, patch)
-    patches = grid.permute(1, 4, 2, 5, 0, 3, 6)  # rows, columns, merge, merge, colour, patch, patch
-    shown = patches.unsqueeze(5).expand(-1, -1, -1, -1, -1, frames, -1, -1)
-    return shown.reshape(rows * columns * merge * merge, 3 * frames * patch * patch)
 
 
 @dataclass(frozen=True)
@@ -287,82 +185,6 @@ def tile_crops(lq: Tensor, plan: TilePlan, scale: int) -> Tensor:
     return torch.cat([lq[:, :, top : top + height, left : left + width] for top, left in places])
 
 
-class TokenAdapter(nn.Sequential):
-    """The trainable bridge from the vision-language model's tokens to the transformer's: linear, SiLU, linear.
-
-    Parameters are float32 whatever the model's precision (at 16 bits a step of 5e-6 is lost to rounding on 9 of 10 weights,
-    strsr.md 6.2 item 1); the products run in the dtype of the input.
-
-    Args:
-        inputs: width of the vision-language model.
-        outputs: width of the transformer's text tokens: 7680 (FLUX.2 klein, 39.33 M parameters) or 2560 (Z-Image, 6.56 M).
-
-    Shapes:
-        [B, N, inputs] -> [B, N, outputs].
-
-    Source:
-        StrSR, arXiv:2603.06275v1 (f_adapt); strsr.md sections 1.3 and 5.8. Names of parameters as in `projector.pth`.
-    """
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        check_positive_int(inputs, "inputs")
-        check_positive_int(outputs, "outputs", low=2)
-        super().__init__(nn.Linear(inputs, outputs // 2), nn.SiLU(), nn.Linear(outputs // 2, outputs))
-        self.float()
-
-    def forward(self, input: Tensor) -> Tensor:  # nn.Sequential's name
-        """See the class for shapes."""
-        first, _, last = self
-        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
-        hidden = F.silu(F.linear(input, first.weight.to(input), first.bias.to(input)))
-        return F.linear(hidden, last.weight.to(hidden), last.bias.to(hidden))
-
-    def condition(self, tokens: Tensor) -> Conditioning:
-        """Tokens of `VLMEncoder.encode` -> what the backbone takes, on the adapter's device."""
-        return Conditioning(self(tokens.to(next(self.parameters()).device)))
-
-
-def load_adapter(path: str | Path, outputs: int | None = None) -> TokenAdapter:
-    """Read a trained adapter, `projector.pth` of the released weights or our own.
-
-    Args:
-        path: .pth (read with weights_only=True) or .safetensors, with the keys 0.weight, 0.bias, 2.weight and 2.bias.
-        outputs: what the backbone takes (`ADAPTER_WIDTHS`, or its spec's conditioning_dim); checked.
-
-    Returns:
-        The adapter in float32 and eval mode.
-
-    Raises:
-        FileNotFoundError: no such file.
-        WeightsError: other keys or shapes, or the adapter of another backbone.
-    """
-    return make_adapter(load_state_dict(path), str(path), outputs)
-
-
-def make_adapter(tensors: Mapping[str, Tensor], source: str, outputs: int | None = None) -> TokenAdapter:
-    """The same from tensors, for example from those that lie beside a LoRA in one file.
-
-    Raises:
-        WeightsError: other keys or shapes, or the adapter of another backbone.
-    """
-    state = {name: value.float() for name, value in tensors.items()}
-    first, last = state.get("0.weight"), state.get("2.weight")
-    if first is None or last is None or first.ndim != 2 or last.ndim != 2:
-        raise WeightsError(
-            f"{source}: expected an adapter with 0.weight and 2.weight, got {', '.join(sorted(state))[:200]}; "
-            "choose projector.pth"
-        )
-    if outputs is not None and last.shape[0] != outputs:
-        fits = [name for name, width in ADAPTER_WIDTHS.items() if width == last.shape[0]]
-        raise WeightsError(
-            f"{source}: expected an adapter to {outputs} channels, got {last.shape[0]}"
-            f"{f' (that of {fits[0]})' if fits else ''}; choose the one that was trained with this backbone"
-        )
-    adapter = TokenAdapter(first.shape[1], last.shape[0])
-    load_into(adapter, state, source)
-    return adapter.eval()
-
-
 def load_vlm(
     name: str | Path | None = None,
     folders: Iterable[str | Path] = (),
@@ -386,11 +208,7 @@ def load_vlm(
     return VisionLanguageModel(whole.model, load_tokenizer(folder))
 
 
-def _to_uint8(image: Tensor) -> Tensor:
-    return (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-
-
 def _digest(image: Tensor) -> str:
     """Images that are equal at 8 bits are equal to the vision tower."""
-    pixels = _to_uint8(image).contiguous()
+    pixels = to_uint8(image).contiguous()
     return hashlib.sha256(str(tuple(pixels.shape)).encode() + pixels.numpy().tobytes()).hexdigest()

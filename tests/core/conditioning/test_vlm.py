@@ -26,7 +26,7 @@ from alignsr.core.conditioning import (
     tile_crops,
     vlm,
 )
-from alignsr.core.conditioning.vlm import to_patches, vision_pixels, vision_sizes
+from alignsr.core.conditioning.vision import to_patches, vision_pixels, vision_sizes
 from alignsr.core.images import quantize_8bit
 from alignsr.core.tiling import plan
 from alignsr.core.weights import MissingModelError, WeightsError
