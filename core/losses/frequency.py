@@ -11,9 +11,10 @@ from torch import Generator, Tensor
 from ..checks import check_positive_int, check_range, check_same_shape, describe
 from ..images import to_model_range
 from ..spectral import periodic_pattern
+from .matching import CHUNK_ELEMENTS
 from .perceptual import VGG19Features
 from .precision import at_least_float32, check_pair, per_sample
-from .sliced import CHUNK_ELEMENTS, Windows, sliced_distance
+from .sliced import Windows, sliced_distance
 
 FDL_LAYERS = ("conv1_2", "conv2_2", "conv3_4", "conv4_4", "conv5_4")
 FDL_CHANNELS = (64, 128, 256, 512, 512)
@@ -86,7 +87,7 @@ def frequency_distances(
         amplitude = mean over filters w and positions of |sort(w * A_x) - sort(w * A_y)|,   phase likewise with P
 
     * is the correlation with 5x5xC windows inside the unshifted spectrum (no padding, stride 1). Bins that are real but for
-    rounding have phase 0 or +pi, never -pi.
+    rounding have phase 0 or +pi, never -pi; bins that are empty but for rounding have phase 0, without gradient.
 
     Args:
         x: [B, C, h, w] float, any range, sides at least the filters' side; with gradient.
@@ -103,7 +104,7 @@ def frequency_distances(
 
     Source:
         Ni et al. 2024 (FDL), arXiv:2402.18192; strsr.md section 2.5 (fdl-pytorch 1.0, which transforms, projects and sorts
-        everything at once; equal to 1e-5, except where rounding alone decides there between +pi and -pi).
+        everything at once; equal to 1e-5, except where rounding alone decides there: +pi or -pi, the phase of an empty bin).
     """
     check_same_shape(x, y, "x", "y")
     _check_filters(x, filters)
@@ -119,7 +120,7 @@ def frequency_distances(
             results[0].append(sliced_distance(amplitude_x, amplitude_y, filters, windows.width, 1, step))
             del amplitude_x, amplitude_y
             if use_phase:
-                phase_x, phase_y = _phase(spectrum_x), _phase(spectrum_y)
+                phase_x, phase_y = _phase(spectrum_x, _rounding(one_x)), _phase(spectrum_y, _rounding(one_y))
                 results[1].append(sliced_distance(phase_x, phase_y, filters, windows.width, -1, step))
         amplitude = torch.stack(results[0])
         return FrequencyDistances(amplitude, torch.stack(results[1]) if use_phase else torch.zeros_like(amplitude))
@@ -223,14 +224,18 @@ def _spectrum(x: Tensor) -> Tensor:
     return cast(Tensor, torch.fft.rfft2(x))  # pyright: ignore[reportUnknownMemberType]  # has no stub
 
 
-def _phase(spectrum: Tensor) -> Tensor:
-    """Angles in (-pi, pi], 0 in empty bins, and exactly pi where a negative bin is real but for rounding."""
+def _phase(spectrum: Tensor, rounding: Tensor) -> Tensor:
+    """Angles in (-pi, pi]: 0 without gradient in bins that are empty but for rounding, and pi in negative ones that are real."""
     phase = torch.angle(spectrum)
     with torch.no_grad():
-        real, rounding = spectrum.real, 16 * torch.finfo(phase.dtype).eps
-        phase[(real < 0) & (spectrum.imag.abs() <= -rounding * real)] = math.pi
-        phase[spectrum == 0] = 0.0  # -0 + 0i would be half a turn
-    return phase
+        phase[(spectrum.real < 0) & (spectrum.imag.abs() <= rounding)] = math.pi
+        is_empty = spectrum.abs() <= rounding
+    return cast(Tensor, phase.masked_fill(is_empty, 0.0))
+
+
+def _rounding(x: Tensor) -> Tensor:
+    """Size of what rounding leaves in a bin, per channel, [C, 1, 1]: that of the whole map's energy in one bin, times eps."""
+    return 8 * torch.finfo(x.dtype).eps * x.detach().flatten(1).norm(dim=1).view(-1, 1, 1)
 
 
 def _check_patch(patch: int) -> None:
