@@ -230,12 +230,13 @@ def _phase(spectrum: Tensor, rounding: Tensor) -> Tensor:
     with torch.no_grad():
         phase[(spectrum.real < 0) & (spectrum.imag.abs() <= rounding)] = math.pi
         is_empty = spectrum.abs() <= rounding
-    return cast(Tensor, phase.masked_fill(is_empty, 0.0))
+    return phase.masked_fill(is_empty, 0.0)
 
 
 def _rounding(x: Tensor) -> Tensor:
     """Size of what rounding leaves in a bin, per channel, [C, 1, 1]: that of the whole map's energy in one bin, times eps."""
-    return 8 * torch.finfo(x.dtype).eps * x.detach().flatten(1).norm(dim=1).view(-1, 1, 1)
+    energy = x.detach().square().sum(dim=(1, 2), keepdim=True)
+    return 8 * torch.finfo(x.dtype).eps * energy.sqrt()
 
 
 def _check_patch(patch: int) -> None:
