@@ -10,6 +10,7 @@ from alignsr.core.backbones import LATENT_KINDS
 from alignsr.core.backbones.autoencoders import make_autoencoder
 from alignsr.core.backbones.flux2 import Flux2Backbone
 from alignsr.core.backbones.latent import make_transformer, tiny
+from alignsr.core.compat import import_third_party
 from alignsr.core.flow import clean_from_velocity
 from alignsr.core.lora import LORA_TARGETS, expected_state
 from alignsr.core.records import Conditioning
@@ -60,6 +61,22 @@ def test_patches_are_pixel_unshuffle_and_statistics_are_undone() -> None:
     by_hand = (raw[0, 2, 2 * 1 + 1, 2 * 2] - bn.running_mean[index]) / torch.sqrt(bn.running_var[index] + 1e-4)
     assert torch.allclose(z[0, index, 1, 2], by_hand)
     assert torch.allclose(backbone.decode(z), raw, atol=1e-6)
+
+
+def test_patches_and_tokens_are_those_of_diffusers_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check 16: patchify, pack and back are identities, and the same as the base model's own pipeline makes."""
+    pipeline: Any = import_third_party("diffusers").Flux2KleinPipeline
+    raw = torch.randn(2, 4, 6, 8, generator=torch.Generator().manual_seed(0))
+    patches = torch.nn.functional.pixel_unshuffle(raw, 2)
+    assert torch.equal(pipeline._patchify_latents(raw), patches)
+    assert torch.equal(torch.nn.functional.pixel_shuffle(patches, 2), raw)
+    recorder = Recorder()
+    backbone = with_recorder(recorder, monkeypatch)
+    velocity = backbone.velocity(patches, torch.tensor([0.8]), patches)
+    packed = recorder.calls[0]["hidden_states"]
+    assert torch.equal(packed, pipeline._pack_latents(patches))
+    assert torch.equal(packed.transpose(1, 2).reshape(patches.shape), patches)
+    assert velocity.shape == patches.shape
 
 
 class FixedCodec:

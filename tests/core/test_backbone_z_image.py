@@ -36,6 +36,20 @@ def test_full_model_has_the_sizes_of_the_specification() -> None:
     assert sum(p.numel() for p in adapter.values()) == 635_043_840
 
 
+def test_full_model_shapes_without_memory() -> None:
+    """96 caption tokens after the padding of 68 to a multiple of 32, and 4096 image tokens."""
+    backbone = full()
+    rows: list[int] = []
+    layer = backbone.transformer.layers[0]
+    layer.register_forward_pre_hook(lambda _, given: rows.append(given[0].shape[1]))
+    with torch.device("meta"):
+        z = torch.empty(1, 16, 128, 128)
+        assert backbone.velocity(z, torch.empty(1), z, Conditioning(torch.empty(1, 68, 2560))).shape == z.shape
+        assert backbone.decode(z).shape == (1, 3, 1024, 1024)
+        assert backbone.encode(torch.empty(1, 3, 1024, 1024)).shape == z.shape
+    assert rows == [4096 + 96]
+
+
 class Recorder(nn.Module):
     """Takes the transformer's place, notes what it is given and answers with a chosen output."""
 

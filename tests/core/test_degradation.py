@@ -182,6 +182,15 @@ def test_every_size_and_scale_gives_the_promised_size(size: tuple[int, int], sca
                 assert out.lq_up.shape == image.shape
 
 
+def test_strsr_makes_256_of_1024() -> None:
+    """strsr.md check 25, on a photograph enlarged to the size of a training crop."""
+    crop = torch.nn.functional.interpolate(photographs(256)[0][None], scale_factor=4, mode="bicubic").clamp(0, 1)
+    lq = degrade(crop, "strsr", seeds=[3]).lq
+    assert lq.shape == (1, 3, 256, 256) and float(lq.min()) >= 0 and float(lq.max()) <= 1
+    assert torch.equal(lq, degrade(crop, "strsr", seeds=[3]).lq)
+    assert not torch.equal(lq, degrade(crop, "strsr", seeds=[4]).lq)
+
+
 def test_lq_size_rounds_half_up() -> None:
     assert lq_size(256, 258, 4) == (64, 65)
     assert lq_size(257, 7, 3.5) == (73, 2)
@@ -225,7 +234,7 @@ def test_target_is_sharpened_where_asked(gt: Tensor) -> None:
 # blur
 
 
-@pytest.mark.parametrize("name", ["realesrgan", "aesop_realworld"])
+@pytest.mark.parametrize("name", ["realesrgan", "aesop_realworld", "strsr"])
 def test_drawn_kernels_sum_to_one_in_the_common_frame(name: str) -> None:
     for seed in range(60):
         for step in draw_steps(PRESETS[name], (256, 256), (64, 64), 4, generator=torch.Generator().manual_seed(seed)):

@@ -36,13 +36,29 @@ def sides(tile_plan: TilePlan) -> list[Side]:
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "limit"), [(2048, 2048, 1.064), (1360, 2048, 1.092), (2160, 3840, 1.089), (4096, 4096, 1.096)]
+    ("size", "count", "limit", "released"),
+    [
+        ((2048, 2048), 4, 1.064, (9, 2.25)),
+        ((1360, 2048), 4, 1.092, (6, 2.26)),
+        ((2160, 3840), 8, 1.089, (12, 1.52)),
+        ((4096, 4096), 16, 1.096, (25, 1.56)),
+    ],
 )
-def test_pixel_factor_stays_below_the_limits(height, width, limit):
-    even = plan(height, width, tile_px=1152, overlap_px=64, multiple=16)
-    assert even.pixel_factor <= limit
-    assert max(even.tile_size) <= 1152
-    assert even.pixel_factor < plan_snapped(height, width, tile_px=1024, overlap_px=64).pixel_factor
+def test_23_tiles_and_pixel_factor_stay_below_the_limits(size, count, limit, released):
+    """Both columns of strsr.md section 6.1 item 1: ours, and what the released scheme needs."""
+    even = plan(*size, tile_px=1152, overlap_px=64, multiple=16)
+    assert len(even.starts) == count and even.pixel_factor <= limit
+    assert max(even.tile_size) <= 1152 and all(side % 16 == 0 for side in even.tile_size)
+    snapped = plan_snapped(*size, tile_px=1024, overlap_px=64)
+    assert (len(snapped.starts), round(snapped.pixel_factor, 2)) == released
+
+
+@pytest.mark.parametrize("snapped", [False, True])
+def test_23_no_overlap_works_with_several_tiles(snapped):
+    made = plan_snapped(96, 80, 32, 0) if snapped else plan(96, 80, 32, 0, multiple=16)
+    image = torch.rand(1, 3, 96, 80, generator=torch.Generator().manual_seed(0))
+    assert len(made.starts) == 9
+    torch.testing.assert_close(blend(lambda x, _: x**2, image, made), image**2, atol=1e-6, rtol=0)
 
 
 @settings(deadline=None, max_examples=150)

@@ -141,12 +141,12 @@ class TestR1:
 
     @pytest.mark.parametrize("kind", ["gaussian", "uniform"])
     def test_of_a_linear_critic_is_what_theory_says(self, kind) -> None:
-        weight = S("r1/linear", 3 * 8 * 8) + 0.1
-        noise = r1_noise(torch.zeros(40000, 3, 8, 8), kind=kind, generator=torch.Generator().manual_seed(0))
-        value = approximate_r1(lambda x: [(2 * x - 1).flatten(1) @ weight[:, None]], torch.zeros(40000, 3, 8, 8), noise).mean()
+        weight, gt = S("r1/linear", 3 * 4 * 4) + 0.1, torch.zeros(200_000, 3, 4, 4)
+        noise = r1_noise(gt, kind=kind, generator=torch.Generator().manual_seed(0))
+        value = approximate_r1(lambda x: [(2 * x - 1).flatten(1) @ weight[:, None]], gt, noise).mean()
         square, total = weight.square().sum(), weight.sum()
         wanted = 0.005**2 * (square if kind == "gaussian" else square / 12 + total**2 / 4)
-        assert value.item() == pytest.approx(wanted.item(), rel=0.03)  # 40,000 draws of a squared normal: deviation 0.7 %
+        assert value.item() == pytest.approx(wanted.item(), rel=0.01)  # 200,000 draws of a squared normal: deviation 0.3 %
 
     def test_is_float32_under_autocast_and_reaches_the_critic(self) -> None:
         layer = torch.nn.Conv2d(3, 1, 4, stride=4)
