@@ -145,7 +145,8 @@ class MergeLoRA:
             raise TypeError("model: expected one of Load One-Step Backbone, got another model; adapters fit no other")
         if not math.isfinite(strength):
             raise ValueError(f"strength: expected a number, got {strength}; 1 is as trained")
-        merged = model.with_adapter(lora, strength)
+        with input_names("lora", lora="lora", latents="latents"):
+            merged = model.with_adapter(lora, strength)
         return merged, json.dumps(describe(merged), indent=2)
 
 

@@ -7,7 +7,7 @@ import pickle
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import pytest
 import torch
 from cli_helpers import LITE, Outcome, call, picture, results, save_tiny, tree, unchanged
 from PIL import Image
-from strsr_helpers import write_adapters
+from strsr_helpers import one_step_adapter, projector_for, write_adapters
 from train_helpers import make_pictures
 
 from alignsr.core.image_files import write_image
+from alignsr.core.lora_files import save_adapter
 from alignsr.core.restore import restore
 from alignsr.core.weights import save_weights
 from alignsr.nodes import NODE_CLASS_MAPPINGS
@@ -152,6 +153,30 @@ def strsr(place: Place, **sets: str) -> Arguments:
     changes = [f"{key.removeprefix('n').replace('__', '.')}={value}" for key, value in sets.items()]
     workflow = ROOT / "workflows" / "api" / "upscale-with-strsr-flux.json"
     return ["run", workflow, "--out", place.out, *(part for item in changes for part in ("--set", item))]
+
+
+def spoiled(place: Place, **changes: Any) -> Arguments:
+    """The same with an adapter that has other facts, another projector, or a NaN in its last matrix."""
+    arguments, good = strsr(place, n3__lora_name="spoiled.safetensors"), one_step_adapter("flux2_klein")
+    save_adapter(place.folder / "loras" / "spoiled.safetensors", replace(good, **changes))
+    return arguments
+
+
+def with_nan() -> dict[str, torch.Tensor]:
+    state = dict(one_step_adapter("flux2_klein").state)
+    *_, last = state
+    return state | {last: state[last] * float("nan")}
+
+
+def cut_adapter(place: Place) -> Arguments:
+    arguments = strsr(place)
+    path = place.folder / "loras" / "StrSR-flux.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    return arguments
+
+
+def thin(place: Place) -> Path:
+    return write_image(place.folder / "thin.png", torch.full((1, 3, 1, 280), 0.5))
 
 
 def adapter_as_model(place: Place) -> Arguments:
@@ -399,6 +424,23 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
         f"{MERGE}, input 'lora': expected an adapter of flux2_klein, ",
     ),
     "truncated transformer, run": (cut_transformer, "cut.safetensors: expected a safetensors file, got 3000 bytes"),
+    "adapter of another rank than it says, run": (
+        lambda p: spoiled(p, info={**one_step_adapter("flux2_klein").info, "rank": 8}),
+        "(32, 4) instead of (32, 8)",
+    ),
+    "projector of the other backbone, run": (
+        lambda p: spoiled(p, projector=projector_for("z_image")),
+        "expected an adapter to 32 channels, got 16",
+    ),
+    "adapter with NaN, run": (
+        lambda p: spoiled(p, state=with_nan()),
+        "produced NaN or infinity in step 1 of 1 (sigma 0.8), in the tile at row 0, column 0 of sample 0",
+    ),
+    "truncated adapter, run": (cut_adapter, "StrSR-flux.safetensors: expected a safetensors file, got"),
+    "too thin a picture for the language model, run": (
+        lambda p: strsr(p, n1__image=str(thin(p))),
+        "expected sides within 1 : 200",
+    ),
     "weights that are no adapter, run": (
         lambda p: strsr(p, n3__lora_name="model.safetensors"),
         "model.safetensors: expected an adapter of flux2_klein or z_image",
@@ -693,6 +735,17 @@ def test_one_pixel_is_good_input(channels: int, place: Place) -> None:
     assert done.code == 0, done.err
     with Image.open(place.out / "one.png") as result:
         assert result.size == (4, 4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2)])
+def test_large_one_step_models_take_pictures_below_their_size_multiple(size: tuple[int, int], place: Place) -> None:
+    """4 px of 16 that one token covers: padded, restored, cut back."""
+    small = write_image(place.folder / "small.png", picture(*size))
+    done = call(*strsr(place, n1__image=str(small)))
+    assert done.code == 0, done.err
+    (result,) = place.out.rglob("*.png")
+    with Image.open(result) as opened:
+        assert opened.size == (4 * size[1], 4 * size[0])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 30)])
