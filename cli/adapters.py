@@ -26,7 +26,12 @@ def convert(
         ),
     ] = None,
     file_format: Annotated[
-        str, typer.Option("--format", metavar="NAME", help="alignsr: everything. comfyui: for ComfyUI's own LoRA loader.")
+        str,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="alignsr: everything. comfyui: for ComfyUI's own LoRA loader. diffusers: for its pipelines.",
+        ),
     ] = "alignsr",
     precision: Annotated[
         str, typer.Option("--precision", metavar="NAME", help="Of the matrices in the file: keep, bf16, fp16 or fp32.")
@@ -79,7 +84,7 @@ def _target(source: Path, out: Path | None, file_format: str) -> Path:
     if out is None:
         folder = source if source.is_dir() else source.parent
         stem = folder.name if source.is_dir() or source.name == "state_dict.pth" else source.stem
-        out = folder / f"{stem}{'-comfyui' if file_format == 'comfyui' else ''}.safetensors"
+        out = folder / f"{stem}{'' if file_format == 'alignsr' else f'-{file_format}'}.safetensors"
     if out.suffix != ".safetensors":
         raise ValueError(f"--out: expected a name ending in .safetensors, got {out}; weights are written as safetensors only")
     if out.resolve() == source.resolve():

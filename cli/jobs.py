@@ -182,7 +182,7 @@ def train(
     try:
         with Progress(settings.run.steps, quiet) as bar, ctrl_c_asks() as cancelled:
             hooks = TerminalHooks(bar, folder, cancelled, settings.run.log_every)
-            result = recipe.train(settings, folder, hooks, resume, LocalHost().all_model_dirs())
+            result = recipe.train(settings, folder, hooks, resume, LocalHost().training_dirs())
     except (Stopped, KeyboardInterrupt) as stop:
         saved = checkpoints(folder)
         at = f"at {saved[-1].name}" if saved else "before the first checkpoint"

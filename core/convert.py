@@ -8,10 +8,8 @@ import torch
 
 from .backbones.latent import find_kind, make_transformer
 from .lora import Adapter
-from .lora_files import check_projector, export_for_comfy, read_adapter, save_adapter
+from .lora_files import FORMATS, check_projector, read_adapter, write_adapter
 from .weights import WeightsError
-
-FORMATS = ("alignsr", "comfyui")
 
 
 def check_released(adapter: Adapter) -> None:
@@ -58,7 +56,8 @@ def convert(
     Args:
         source: `state_dict.pth`, the folder it lies in with `projector.pth`, or a safetensors file of ours.
         out: a .safetensors file.
-        file_format: `alignsr` (with projector and facts) or `comfyui` (for ComfyUI's LoRA loader, matrices alone).
+        file_format: `alignsr` (with projector and facts), `comfyui` (for ComfyUI's LoRA loader, matrices alone) or `diffusers`
+            (for its pipelines).
         dtype: of the matrices; None keeps theirs.
         notes: further facts for the header.
 
@@ -70,13 +69,10 @@ def convert(
         ValueError: an unknown format.
     """
     if file_format not in FORMATS:
-        raise ValueError(f"file_format: expected {' or '.join(FORMATS)}, got {file_format!r}; choose one of them")
+        raise ValueError(f"file_format: expected one of {', '.join(FORMATS)}, got {file_format!r}; choose one of them")
     adapter = read_adapter(source)
     check_released(adapter)
     state = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in adapter.state.items()}
     adapter = replace(adapter, state=state, info={**adapter.info, **(notes or {})})
-    if file_format == "comfyui":
-        export_for_comfy(out, adapter)
-    else:
-        save_adapter(out, adapter)
+    write_adapter(out, adapter, file_format)
     return adapter

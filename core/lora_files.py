@@ -1,6 +1,8 @@
-"""Adapters on disk: our safetensors file, the released pair of pickles, and the format of ComfyUI's LoRA loader."""
+"""Adapters on disk: our safetensors file, the released pair of pickles, and the formats of ComfyUI's and diffusers' loaders."""
 
+import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,16 @@ RELEASED: dict[str, dict[str, Any]] = {
     "flux2_klein": {"base": "FLUX.2-klein-base-4B", "latents": "native", "start_sigma": 0.8},
     "z_image": {"base": "Z-Image-Turbo", "latents": "raw", "start_sigma": 0.8},
 }
+FORMATS = ("alignsr", "comfyui", "diffusers")
 _PREFIXES = ("base_model.model.", "transformer.")
+_DIFFUSERS_NOTE = "lora_adapter_metadata"  # where diffusers looks for alpha, which its key names have no place for
 _PARTS = ("lora", "projector")
 
 
 def read_adapter(path: str | Path) -> Adapter:
     """Read an adapter: our safetensors file, or `state_dict.pth` as released (or the folder it lies in) with `projector.pth`.
 
-    Pickle files are read under `weights_only=True`.
+    A file that we wrote for diffusers is read back too, without the projector. Pickle files are read under `weights_only=True`.
 
     Raises:
         MissingModelError: nothing there.
@@ -40,6 +44,8 @@ def read_adapter(path: str | Path) -> Adapter:
     info, state = read_info(file), load_state_dict(file)
     if info.get("architecture") != "lora":
         return _described(_canonical(state), {}, str(file))
+    if info.get("layout") == "diffusers":
+        return Adapter(_canonical(state), info, {}, str(file))
     parts = {part: {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")} for part in _PARTS}
     return Adapter(parts["lora"], info, parts["projector"], str(file))
 
@@ -160,3 +166,41 @@ def export_for_comfy(path: str | Path, adapter: Adapter, dtype: torch.dtype | No
         tensors[f"{target}.{half}.weight"] = tensor if dtype is None else tensor.to(dtype)
         tensors[f"{target}.alpha"] = torch.tensor(adapter.scale * adapter.rank)
     return save_weights(path, tensors)
+
+
+def export_for_diffusers(path: str | Path, adapter: Adapter, dtype: torch.dtype | None = None) -> Path:
+    """Write an adapter as diffusers' pipelines read it (`load_lora_weights`), with its alpha and our facts in the header.
+
+    Args:
+        path: a .safetensors file.
+        adapter: from `read_adapter` or made of `adapter_state`.
+        dtype: of the matrices; None keeps theirs.
+    """
+    tensors = {f"transformer.{name}": tensor if dtype is None else tensor.to(dtype) for name, tensor in adapter.state.items()}
+    layers = sorted({name.rsplit(".lora_", 1)[0] for name in adapter.state})
+    config = {"r": adapter.rank, "lora_alpha": adapter.scale * adapter.rank, "target_modules": layers}
+    note = json.dumps({f"transformer.{key}": value for key, value in config.items()}, sort_keys=True)
+    info: dict[str, Any] = {**adapter.info, "architecture": "lora", "layout": "diffusers", "options": {}}
+    return save_weights(path, tensors, info, {_DIFFUSERS_NOTE: note})
+
+
+def write_adapter(path: str | Path, adapter: Adapter, file_format: str = "alignsr", dtype: torch.dtype | None = None) -> Path:
+    """Write an adapter in one of `FORMATS`.
+
+    Args:
+        path: a .safetensors file.
+        adapter: what to write; only `alignsr` keeps its projector.
+        file_format: `alignsr`, `comfyui` or `diffusers`.
+        dtype: of the matrices; None keeps theirs.
+
+    Raises:
+        ValueError: an unknown format.
+    """
+    if file_format not in FORMATS:
+        raise ValueError(f"file_format: expected one of {', '.join(FORMATS)}, got {file_format!r}; choose one of them")
+    if file_format == "comfyui":
+        return export_for_comfy(path, adapter, dtype)
+    if file_format == "diffusers":
+        return export_for_diffusers(path, adapter, dtype)
+    state = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in adapter.state.items()}
+    return save_adapter(path, replace(adapter, state=state))

@@ -59,13 +59,19 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
     return path
 
 
-def save_weights(path: str | Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> Path:
+def save_weights(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    info: Mapping[str, Any] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> Path:
     """Write a safetensors file atomically, with `info` as one JSON object in its header.
 
     Args:
         path: must end in .safetensors.
         tensors: name -> tensor, any dtype; copied to the CPU, made contiguous and unshared.
         info: JSON-able facts, e.g. {"backbone": "network", "architecture": "lite", "options": {...}}.
+        notes: further entries of the header, for other programs.
 
     Raises:
         ValueError: other suffix.
@@ -77,7 +83,9 @@ def save_weights(path: str | Path, tensors: Mapping[str, Tensor], info: Mapping[
             f"path: expected a name ending in .safetensors, got {path.name}; weights are written as safetensors only"
         )
     cpu = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": "pt"} | ({METADATA_KEY: json.dumps(dict(info), sort_keys=True)} if info is not None else {})
+    metadata = {"format": "pt", **(notes or {})} | (
+        {METADATA_KEY: json.dumps(dict(info), sort_keys=True)} if info is not None else {}
+    )
 
     def write(temporary: Path) -> None:
         try:

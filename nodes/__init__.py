@@ -4,17 +4,20 @@ from .autoencoder import AESOPAutoEncoder, AEView
 from .compare import Compare, Spectrum
 from .condition import EmptyConditioning, LoadVLM, TextEncode, VLMEncode
 from .degrade import Degrade
+from .discriminator import LoadDiscriminator
 from .evaluate import EvaluateFolders
 from .folder import LoadImageFolder
 from .host import register_model_folder
 from .lora import LoadLoRA, MergeLoRA, SaveLoRA
 from .losses import AESOPLoss, ArtifactLoss, GANLoss, PerceptualLoss, PixelLoss
+from .losses_one_step import FDLLoss, GridLoss, LPIPSLoss, RaGANLoss
 from .models import LoadSRModel
 from .one_step import LoadOneStepBackbone
 from .report import SaveReport
 from .restore import ColorFix, OneStepSR
 from .score import IQAReward
 from .train import TrainSRNetwork
+from .train_one_step import OneStepTrainer
 from .train_perceptual import TrainAutoEncoder, TrainPerceptualSR
 
 PREFIX = "AlignSR"  # node ids are a contract with every saved workflow: prefix and class name never change
@@ -47,6 +50,12 @@ NODES: dict[type, str] = {
     VLMEncode: "VLM Encode",
     TextEncode: "Text Encode",
     EmptyConditioning: "Empty Conditioning",
+    LPIPSLoss: "LPIPS Loss",
+    RaGANLoss: "RaGAN Loss",
+    FDLLoss: "FDL Loss",
+    GridLoss: "Grid Loss",
+    LoadDiscriminator: "Load Discriminator",
+    OneStepTrainer: "One-Step Trainer",
 }
 NODE_CLASS_MAPPINGS: dict[str, type] = {f"{PREFIX}{node.__name__}": node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {f"{PREFIX}{node.__name__}": f"{title} (AlignSR)" for node, title in NODES.items()}

@@ -16,7 +16,7 @@ from ..core.restore import MODES
 from ..core.weights import MissingModelError
 from .common import SR_MODEL, input_names, take
 from .host import get_host
-from .models import DEVICES
+from .models import DEVICES, LoadedModel
 from .one_step import AUTO, TINY, OneStepModel
 
 LOGGER = logging.getLogger("alignsr")
@@ -206,7 +206,13 @@ class VLMEncode:
         }
 
     def encode(
-        self, vlm: LoadedVLM, model: OneStepModel, image: Tensor, mode: str = "best", scope: str = "auto", batch_size: int = 1
+        self,
+        vlm: LoadedVLM,
+        model: OneStepModel | LoadedModel,
+        image: Tensor,
+        mode: str = "best",
+        scope: str = "auto",
+        batch_size: int = 1,
     ) -> tuple[Any, str]:
         from ..core.conditioning import VLMConditioner
 
@@ -235,8 +241,8 @@ class VLMEncode:
         return conditioner, json.dumps(facts, indent=2)
 
 
-def _projector(model: Any) -> Any:
-    projector = model.projector if isinstance(model, OneStepModel) else None
+def _projector(model: OneStepModel | LoadedModel) -> Any:
+    projector = model.projector
     if projector is None:
         raise ValueError(
             "model: expected a model whose LoRA has a projector, got one without; connect the output of Merge LoRA with "

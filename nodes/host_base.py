@@ -16,6 +16,7 @@ from ..core.memory import is_out_of_memory
 from ..core.weights import WEIGHT_SUFFIXES, bundled_autoencoders, bundled_models, find_model
 
 MODEL_FOLDER_KEYS = ("alignsr", "upscale_models")
+PART_FOLDER_KEYS = ("diffusion_models", "vae", "text_encoders", "LLM", "diffusers", "loras")  # parts of large models
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".avif")
 
 
@@ -97,6 +98,11 @@ class Host(ABC):
     def all_model_dirs(self) -> list[Path]:
         """Every folder that holds models for our nodes, without repeats."""
         return list(dict.fromkeys(folder for key in MODEL_FOLDER_KEYS for folder in self.model_dirs(key)))
+
+    def training_dirs(self) -> list[Path]:
+        """Every folder that a recipe may find a file in: `all_model_dirs`, and those of parts of large models that are there."""
+        parts = [folder for key in PART_FOLDER_KEYS for folder in self.model_dirs(key) if folder.is_dir()]
+        return list(dict.fromkeys([*self.all_model_dirs(), *parts]))
 
     def list_models(self) -> list[str]:
         """Bundled names first, then weight files by their path inside a model folder, sorted."""

@@ -2,13 +2,13 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..core.lora import Adapter
+from ..core.lora_files import FORMATS
 from ..core.weights import WEIGHT_SUFFIXES, MissingModelError
 from .common import SR_MODEL, file_stamp, input_names
 from .host import get_host
@@ -17,7 +17,6 @@ from .one_step import OneStepModel, describe
 LORA = "ALIGNSR_LORA"  # socket type; the value is a core.lora.Adapter
 FOLDER_KEYS = ("loras", "alignsr")
 RELEASED = ("StrSR-flux", "StrSR-zimage")  # always in the list, so that a template opens before the files are there
-FORMATS = ("alignsr", "comfyui")
 DTYPES: dict[str, torch.dtype | None] = {"as it is": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -143,6 +142,7 @@ class MergeLoRA:
     def merge(self, model: OneStepModel, lora: Adapter, strength: float = 1.0) -> tuple[OneStepModel, str]:
         if not isinstance(model, OneStepModel):  # pyright: ignore[reportUnnecessaryIsInstance]  # the socket is shared
             raise TypeError("model: expected one of Load One-Step Backbone, got another model; adapters fit no other")
+        check_adapter(lora)
         if not math.isfinite(strength):
             raise ValueError(f"strength: expected a number, got {strength}; 1 is as trained")
         with input_names("lora", lora="lora", latents="latents"):
@@ -156,7 +156,7 @@ class SaveLoRA:
     CATEGORY = "AlignSR/models"
     DESCRIPTION = (
         "Writes an adapter as one safetensors file: in our form, with projector and facts, or with the names that ComfyUI's "
-        "own LoRA loader understands."
+        "own LoRA loader or diffusers' pipelines understand."
     )
     FUNCTION = "save"
     RETURN_TYPES = ("STRING",)
@@ -181,7 +181,7 @@ class SaveLoRA:
                     {
                         "default": FORMATS[0],
                         "tooltip": "alignsr: everything, for Load LoRA. comfyui: the matrices alone, for ComfyUI's LoRA "
-                        "loader; the projector of the language model is not in it.",
+                        "loader; diffusers: the same for its pipelines. The projector is in the first only.",
                     },
                 ),
                 "precision": (
@@ -194,16 +194,21 @@ class SaveLoRA:
     def save(
         self, lora: Adapter, filename_prefix: str = "alignsr/lora", file_format: str = "alignsr", precision: str = "as it is"
     ) -> dict[str, Any]:
-        from ..core.lora_files import export_for_comfy, save_adapter
+        from ..core.lora_files import write_adapter
 
+        check_adapter(lora)
         for name, value, known in (("file_format", file_format, FORMATS), ("precision", precision, tuple(DTYPES))):
             if value not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}; choose one of them")
         path = get_host().save_target(filename_prefix).path(0, ".safetensors")
-        dtype = DTYPES[precision]
-        if file_format == "comfyui":
-            export_for_comfy(path, lora, dtype)
-        else:
-            state = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in lora.state.items()}
-            save_adapter(path, replace(lora, state=state))
+        write_adapter(path, lora, file_format, DTYPES[precision])
         return {"ui": {"text": [str(path)]}, "result": (str(path),)}
+
+
+def check_adapter(lora: Any) -> None:
+    """Raise TypeError unless a LORA socket brings an adapter."""
+    if not isinstance(lora, Adapter):
+        raise TypeError(
+            f"lora: expected an adapter, got {type(lora).__name__}; connect Load LoRA, or One-Step Trainer where it trains one "
+            "(with pixel or lora.rank 0 it trains the whole model, which its output model holds)"
+        )

@@ -22,13 +22,27 @@ def extend(loss: Chain | None, name: str, options: Mapping[str, Any]) -> tuple[C
         TypeError: `loss` is no chain.
         ValueError: the chain has this loss already.
     """
-    if loss is not None and not isinstance(loss, Mapping):
-        raise TypeError(f"loss: expected a chain of losses, got {type(loss).__name__}; connect the output of a loss node")
+    _check_chain(loss)
     if name in (loss or {}):
         raise ValueError(
             f"loss: expected no {name} loss yet, got a chain of {', '.join(loss or {})}; remove one of the two nodes"
         )
     return ({**(loss or {}), name: dict(options)},)
+
+
+def as_losses(loss: Chain | None) -> dict[str, Any]:
+    """The `losses` that a connected chain puts in the place of a config's; empty where none is connected.
+
+    Raises:
+        TypeError: `loss` is no chain.
+    """
+    _check_chain(loss)
+    return {} if loss is None else {"losses": {name: dict(options) for name, options in loss.items()}}
+
+
+def _check_chain(loss: Any) -> None:
+    if loss is not None and not isinstance(loss, Mapping):
+        raise TypeError(f"loss: expected a chain of losses, got {type(loss).__name__}; connect the output of a loss node")
 
 
 def weight(default: float, more: str) -> tuple[str, dict[str, Any]]:
@@ -78,13 +92,24 @@ class PixelLoss:
                     },
                 ),
             },
-            "optional": chain_input(),
+            "optional": chain_input()
+            | {
+                "model_range": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "advanced": True,
+                        "tooltip": "On: measured on pictures in [-1, 1], as StrSR counts: l1 twice, mse four times as large. "
+                        "low_pass ignores it.",
+                    },
+                ),
+            },
         }
 
-    def add(self, weight: float = 1.0, kind: str = "l1", loss: Chain | None = None) -> tuple[Chain]:
+    def add(self, weight: float = 1.0, kind: str = "l1", loss: Chain | None = None, model_range: bool = False) -> tuple[Chain]:
         if kind == "low_pass":
             return extend(loss, "low_pass", {"weight": weight})
-        return extend(loss, "pixel", {"weight": weight, "kind": kind})
+        return extend(loss, "pixel", {"weight": weight, "kind": kind} | ({"model_range": True} if model_range else {}))
 
 
 class AESOPLoss:
@@ -224,7 +249,7 @@ class GANLoss:
     CATEGORY = "AlignSR/losses"
     DESCRIPTION = (
         "Adversarial loss: a discriminator learns to tell results from photographs while the network learns to fool it. The "
-        "training node's config says which discriminator."
+        "config of Train Perceptual SR says which discriminator; One-Step Trainer takes RaGAN Loss instead."
     )
     FUNCTION = "add"
     RETURN_TYPES = (LOSS,)

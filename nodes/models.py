@@ -26,6 +26,7 @@ class LoadedModel:
         path: the weight file.
         device: where to run: `auto` (what the host offers) or `cpu`.
         offload: modules take turns on the device; only large models do, see `nodes.one_step`.
+        projector: `TokenAdapter` of a one-step model that was trained whole and is told about pictures, or None.
     """
 
     backbone: Any
@@ -33,6 +34,12 @@ class LoadedModel:
     path: Path
     device: str = "auto"
     offload: bool = False
+    projector: Any = None
+
+    @property
+    def spec(self) -> Any:
+        """Facts of the backbone."""
+        return self.backbone.spec
 
 
 def load_model(name: str | Path, precision: str = "fp32", device: str = "auto") -> LoadedModel:
@@ -56,7 +63,16 @@ def load_model(name: str | Path, precision: str = "fp32", device: str = "auto") 
             module.requires_grad_(False)
         if precision != "fp32":
             move(backbone, "cpu", PRECISIONS[precision])
-    return LoadedModel(backbone, backbone.spec.name, path, device)
+        projector = _projector_beside(path, backbone.spec.conditioning_dim)
+    return LoadedModel(backbone, backbone.spec.name, path, device, projector=projector)
+
+
+def _projector_beside(path: Path, width: int) -> Any:
+    """The bridge that training a whole model with a vision-language model leaves beside its weights, or None."""
+    from ..core.conditioning import load_adapter
+
+    file = path.with_name(f"{path.stem}-projector.safetensors")
+    return load_adapter(file, width).requires_grad_(False) if file.is_file() else None
 
 
 class LoadSRModel:

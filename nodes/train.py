@@ -47,11 +47,16 @@ class NodeHooks:
 
 
 def read_config(
-    config: str, overrides: str, data_folder: str, out_name: str, changes: Mapping[str, Any] | None = None
+    config: str,
+    overrides: str,
+    data_folder: str,
+    out_name: str,
+    changes: Mapping[str, Any] | None = None,
+    tables: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any]:
     """(recipe, config) from a published name, a path, or TOML text, with the node's other inputs on top.
 
-    `changes` take the place of whole top-level entries (the losses, say); `overrides` come after them.
+    `changes` take the place of whole top-level entries (the losses, say), `tables` of single keys in them; `overrides` come last.
 
     Raises:
         ConfigError: unknown key, wrong value, no such config; the message names the key.
@@ -76,7 +81,7 @@ def read_config(
         sets.append(f"data.folders={json.dumps([str(find_folder(data_folder, 'data_folder'))])}")
     if out_name.strip():
         sets.append(f"name={json.dumps(out_name.strip())}")
-    recipe, settings = build_config(apply_sets({**values, **(changes or {})}, sets))
+    recipe, settings = build_config(apply_sets(overlay({**values, **(changes or {})}, tables or {}), sets))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", settings.name):  # it names a folder: a workflow must not leave the output
         key = "out_name" if out_name.strip() else "config: name"
         raise ConfigError(f"{key}: expected letters, digits, '.', '_' or '-', got {settings.name!r}; leave out the rest")
@@ -95,7 +100,7 @@ def finished_weights(folder: Path, config: Any) -> Path | None:
         info = read_info(path)
         is_same = config_hash(from_mapping(type(config), info.get("config", {}))) == config_hash(config)
     except (WeightsError, ConfigError) as error:
-        LOGGER.warning("Train SR Network: %s; training again from the last checkpoint", error)
+        LOGGER.warning("%s; training again from the last checkpoint", error)
         return None
     return path if is_same and info.get("step") == config.run.steps else None
 
@@ -126,9 +131,11 @@ def _train(recipe: Any, config: Any, folder: Path, hooks: NodeHooks, resume: boo
     from ..train.loop import Stopped
 
     try:
-        weights: Path = recipe.train(config, folder, hooks, resume, hooks.host.all_model_dirs()).weights
+        weights: Path = recipe.train(config, folder, hooks, resume, hooks.host.training_dirs()).weights
     except Stopped as stopped:
         raise (hooks.stop or stopped) from stopped
+    finally:
+        hooks.host.soft_empty_cache()
     if hooks.stop is not None:  # it came with the last step: the run is finished, the workflow is not to go on
         raise hooks.stop
     return weights
@@ -144,6 +151,7 @@ class FinishedRun:
         curve: the loss curve as an IMAGE.
         log: JSON lines.
         losses: the values of ComfyUI's LOSS_MAP.
+        config: of the recipe, with everything that the node's inputs changed.
     """
 
     folder: Path
@@ -151,11 +159,16 @@ class FinishedRun:
     curve: Tensor
     log: str
     losses: dict[str, list[float]]
+    config: Any
 
     def answer(self, *result: Any) -> dict[str, Any]:
-        """The node's return value, with the curve shown in the node."""
+        """The node's return value, with the curve and the newest samples shown in the node."""
         relative = self.folder.relative_to(get_host().output_dir()).as_posix()
-        return {"ui": {"images": [{"filename": "curve.png", "subfolder": relative, "type": "output"}]}, "result": result}
+        shown = [name for name in ("curve.png", "samples.png") if (self.folder / name).is_file()]
+        return {
+            "ui": {"images": [{"filename": name, "subfolder": relative, "type": "output"} for name in shown]},
+            "result": result,
+        }
 
 
 def run_recipe(
@@ -167,6 +180,9 @@ def run_recipe(
     out_name: str,
     resume: bool,
     changes: Mapping[str, Any] | None = None,
+    *,
+    tables: Mapping[str, Any] | None = None,
+    vram_bytes: int = 2**31,
 ) -> FinishedRun:
     """Train by a recipe inside a workflow, or find the finished run.
 
@@ -177,8 +193,10 @@ def run_recipe(
         overrides: see `read_config`.
         data_folder: see `read_config`.
         out_name: see `read_config`.
-        changes: see `read_config`.
         resume: go on with, or reuse, a run of exactly this config.
+        changes: see `read_config`.
+        tables: see `read_config`.
+        vram_bytes: how much the host is asked to free before training.
 
     Raises:
         ConfigError: see `read_config`; also a config of another recipe.
@@ -187,7 +205,7 @@ def run_recipe(
     from ..train.recipes import RECIPES
 
     host = get_host()
-    recipe, settings = read_config(config, overrides, data_folder, out_name, changes)
+    recipe, settings = read_config(config, overrides, data_folder, out_name, changes, tables)
     settings = _with_cache_inside(settings, host.output_dir() / RUNS)
     kind = next(name for name, known in RECIPES.items() if known is recipe)
     if kind not in kinds:
@@ -195,7 +213,8 @@ def run_recipe(
     folder = run_folder(host.output_dir() / RUNS, settings, resume)
     weights = finished_weights(folder, settings)
     if weights is None:
-        host.free_memory(2**31)
+        host.free_memory(vram_bytes)
+        LOGGER.info("%s: training in %s", node, folder)
         weights = _train(recipe, settings, folder, NodeHooks(host, settings.name), resume)
     else:
         LOGGER.info("%s: found the finished run %s (%s)", node, folder, config_hash(settings))
@@ -203,7 +222,7 @@ def run_recipe(
     with Image.open(folder / "curve.png") as opened:
         curve = to_image([opened.convert("RGB")])
     losses = {"loss": [entry["loss"] for entry in logs if "loss" in entry]}
-    return FinishedRun(folder, weights, curve, "\n".join(map(json.dumps, logs)), losses)
+    return FinishedRun(folder, weights, curve, "\n".join(map(json.dumps, logs)), losses, settings)
 
 
 def widgets(default: str, published: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 from .autoencoder import AUTOENCODER
 from .autoencoder import load as load_autoencoder
 from .common import SR_MODEL
-from .losses import LOSS, Chain
+from .losses import LOSS, Chain, as_losses
 from .models import LoadedModel, load_model
 from .train import run_recipe, widgets
 
@@ -83,7 +83,7 @@ class TrainPerceptualSR:
         resume: bool = True,
         loss: Chain | None = None,
     ) -> dict[str, Any]:
-        changes = {} if loss is None else {"losses": {name: dict(options) for name, options in loss.items()}}
+        changes = as_losses(loss)
         run = run_recipe("Train Perceptual SR", ("perceptual_gan",), config, overrides, data_folder, out_name, resume, changes)
         model: LoadedModel = load_model(run.weights)
         return run.answer(str(run.weights), model, run.curve, run.log, run.losses)

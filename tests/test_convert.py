@@ -155,7 +155,7 @@ def test_bad_names_and_places(tmp_path: Path) -> None:
         ((tmp_path / "none",), "found nothing; check the path"),
         ((folder, "-o", tmp_path / "x.pth"), "--out: expected a name ending in .safetensors"),
         ((folder, "--precision", "int8"), "--precision: expected one of keep, bf16, fp16, fp32"),
-        ((folder, "--format", "kohya"), "expected alignsr or comfyui, got 'kohya'"),
+        ((folder, "--format", "kohya"), "expected one of alignsr, comfyui, diffusers, got 'kohya'"),
     ):
         done = call("models", "convert", *arguments)
         assert done.code == 1 and words in done.errors[0], done.errors

@@ -85,6 +85,7 @@ class LossStack:
         self.maps: nn.Module | None = None
         self.filters: list[Tensor] = []
         self.targets: CachedTarget | None = None
+        self.minimum_px = 0  # of the images' sides, for the features of the FDL
         if not self.weights:
             raise ValueError(f"losses: expected at least one with a weight, got none; add one of {', '.join(names())}")
         searched = tuple(folders)
@@ -104,6 +105,7 @@ class LossStack:
                 maps.channels, options.projections, options.patch, generator=torch.Generator().manual_seed(options.seed)
             )
             self.filters = [weight.to(self.device) for weight in drawn]
+            self.minimum_px = maps.minimum_px
             self.maps = self._frozen(maps, channels_last)
 
     @property

@@ -169,17 +169,20 @@ def build_backbone(
 
 
 def _untrained(config: OneStepModelConfig, facts: Mapping[str, Any], folders: Sequence[str | Path]) -> latent.LatentBackbone:
-    """A random transformer of the published or the tiny size beside a random autoencoder, or beside one from disk."""
+    """A random transformer of the published or the tiny size beside a random autoencoder, or beside one from disk.
+
+    With source "tiny" and nothing changed it is `latent.tiny`, bit for bit, so that whoever opens that has the base of this run.
+    """
     kind = latent.find_kind(config.backbone)
     base = kind.tiny if config.source == "tiny" else {"transformer": kind.transformer, "vae": kind.autoencoder}
     options: dict[str, Any] = dict(base["transformer"])
+    coder = None
     if config.autoencoder:
         coder = load_autoencoder(_existing(config.autoencoder, folders), torch.float32, kind.autoencoder)
         cells = kind.tiny["transformer"]["in_channels"] // kind.tiny["vae"]["options"]["latent_channels"]
         options["in_channels"] = cells * latent_channels(coder)
-    else:
-        coder = make_autoencoder(base["vae"])
     transformer = latent.make_transformer(kind, {**options, **config.options})
+    coder = make_autoencoder(base["vae"]) if coder is None else coder
     for module in (transformer, coder):
         module.eval().requires_grad_(False)
     return kind.backbone(transformer, coder, name=f"{config.source} {config.backbone}", **facts)

@@ -97,6 +97,18 @@ def _index(name: str) -> int:
     return VGG19_LAYERS[name]
 
 
+def find_vgg19(name: str | Path = VGG19_FILE, folders: Iterable[str | Path] = ()) -> Path:
+    """Where torchvision's weights of VGG19 lie.
+
+    Raises:
+        MissingModelError: not there; the message says where to get it.
+    """
+    try:
+        return find_model(name, folders)
+    except MissingModelError as error:
+        raise MissingModelError(f"{error} (the weights of VGG19 on ImageNet: {VGG19_SOURCE})") from error
+
+
 def load_vgg19(name: str | Path = VGG19_FILE, folders: Iterable[str | Path] = ()) -> VGG19Features:
     """VGG19 features with torchvision's ImageNet weights, frozen and in eval mode.
 
@@ -108,10 +120,7 @@ def load_vgg19(name: str | Path = VGG19_FILE, folders: Iterable[str | Path] = ()
         MissingModelError: not there; the message says where to get it. Nothing is ever downloaded.
         WeightsError: another network's file.
     """
-    try:
-        path = find_model(name, folders)
-    except MissingModelError as error:
-        raise MissingModelError(f"{error} (the weights of VGG19 on ImageNet: {VGG19_SOURCE})") from error
+    path = find_vgg19(name, folders)
     network = VGG19Features()
     state = {key: value for key, value in load_state_dict(path).items() if not key.startswith("classifier.")}
     load_into(network, state, str(path))

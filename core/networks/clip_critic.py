@@ -127,6 +127,19 @@ def tiny_clip_critic(hidden: int = 16, embedding: int = 32) -> ClipCritic:
     return _assemble(trunk, nn.Identity(), embedding, hidden)
 
 
+def find_clip(name: str | Path = CLIP_FILE, folders: Iterable[str | Path] = ()) -> Path:
+    """Where OpenCLIP's weights lie.
+
+    Raises:
+        MissingModelError: not there; the message says where to get it.
+    """
+    try:
+        return find_model(name, folders)
+    except MissingModelError as error:
+        where = f"https://huggingface.co/{CLIP_REPOSITORY}: {CLIP_FILE} or open_clip_model.safetensors"
+        raise MissingModelError(f"{error} (the critic's backbone, {where})") from error
+
+
 def load_clip_critic(
     name: str | Path = CLIP_FILE, folders: Iterable[str | Path] = (), architecture: str = CLIP_NAME, hidden: int = HEAD_CHANNELS
 ) -> ClipCritic:
@@ -144,11 +157,7 @@ def load_clip_critic(
         MissingModelError: not there; the message says where to get it. Nothing is ever downloaded.
         WeightsError: another network's file.
     """
-    try:
-        path = find_model(name, folders)
-    except MissingModelError as error:
-        where = f"https://huggingface.co/{CLIP_REPOSITORY}: {CLIP_FILE} or open_clip_model.safetensors"
-        raise MissingModelError(f"{error} (the critic's backbone, {where})") from error
+    path = find_clip(name, folders)
     with torch.device("meta"):
         visual, embedding = _image_tower(architecture)
     prefix = "visual."

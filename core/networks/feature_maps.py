@@ -3,6 +3,7 @@
 One interface: `channels` of the maps, `minimum_px` of an image's sides, and [B, 3, H, W] in [0, 1] -> one map per level.
 """
 
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -11,10 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import check_image, describe, did_you_mean
-from ..losses.perceptual import VGG19_FILE, VGG19Features, load_vgg19
-from ..weights import WeightsError, find_model, read_info
+from ..losses.perceptual import VGG19_FILE, VGG19Features, find_vgg19, load_vgg19
+from ..weights import WeightsError, find_model, load_state_dict, read_info
 from .autoencoder import AutoEncoder, load_autoencoder, unshuffle_by_twos
-from .clip_critic import CLIP_FILE, CLIP_NAME, MINIMUM_PX, ClipCritic, FrozenFeatures, load_clip_critic, tiny_clip_critic
+from .clip_critic import (
+    CLIP_FILE,
+    CLIP_NAME,
+    MINIMUM_PX,
+    ClipCritic,
+    FrozenFeatures,
+    find_clip,
+    load_clip_critic,
+    tiny_clip_critic,
+)
 from .clip_heads import HEAD_CHANNELS
 from .compact import LiteSR
 
@@ -165,8 +175,7 @@ def open_features(
         WeightsError: another network's file.
         ValueError: unknown kind.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}; {did_you_mean(kind, KINDS)}")
+    _check_kind(kind)
     if kind == "vgg19":
         found = VGGMaps(VGG19Features() if name == RANDOM else load_vgg19(name or VGG19_FILE, folders))
     elif kind == "clip":
@@ -184,17 +193,56 @@ def _network_maps(name: str | Path, folders: Iterable[str | Path]) -> LiteMaps |
 
     if name == RANDOM:
         return LiteMaps(LiteSR(features=8, blocks=3))
-    path = find_model(name or "lite-x4", folders)
-    info = read_info(path) if path.suffix == ".safetensors" else {}
-    if info.get("architecture") == "lite":
+    path, info = _find_network(name, folders)
+    if info["architecture"] == "lite":
         backbone: NetworkBackbone = load(path, info)
         return LiteMaps(cast(LiteSR, backbone.network))
-    if info.get("architecture") == "autoencoder":
-        return EncoderMaps(load_autoencoder(path))
-    raise WeightsError(
-        f"{path}: expected a lite network or an auto-encoder with a header, got {info.get('architecture', 'none')}; "
-        "choose one of ours, or kind vgg19 or clip"
-    )
+    return EncoderMaps(load_autoencoder(path))
+
+
+def _find_network(name: str | Path, folders: Iterable[str | Path]) -> tuple[Path, dict[str, Any]]:
+    path = find_model(name or "lite-x4", folders)
+    info = read_info(path) if path.suffix == ".safetensors" else {}
+    if info.get("architecture") not in ("lite", "autoencoder"):
+        raise WeightsError(
+            f"{path}: expected a lite network or an auto-encoder with a header, got {info.get('architecture', 'none')}; "
+            "choose one of ours, or kind vgg19 or clip"
+        )
+    return path, info
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}; {did_you_mean(kind, KINDS)}")
+
+
+def find_features(kind: str, name: str | Path = "", folders: Iterable[str | Path] = ()) -> Path | None:
+    """The file that `open_features` would read, found and seen to be whole; large ones without reading their values.
+
+    Args:
+        kind: see `open_features`.
+        name: see `open_features`.
+        folders: see `open_features`.
+
+    Returns:
+        Its path; None where nothing is read (`random`).
+
+    Raises:
+        MissingModelError: no such file; the message says where to get it.
+        WeightsError: damaged, or no network of that kind.
+        ValueError: unknown kind.
+    """
+    _check_kind(kind)
+    if name == RANDOM:
+        return None
+    if kind == "network":
+        return _find_network(name, folders)[0]
+    path = find_vgg19(name or VGG19_FILE, folders) if kind == "vgg19" else find_clip(name or CLIP_FILE, folders)
+    if path.suffix == ".safetensors":
+        read_info(path)
+    elif not zipfile.is_zipfile(path):  # an archive that was cut off has no table of contents; older pickles have none at all
+        load_state_dict(path)
+    return path
 
 
 def critic_on(maps: "VGGMaps | ClipMaps | LiteMaps | EncoderMaps", hidden: int = HEAD_CHANNELS) -> ClipCritic:
@@ -227,6 +275,7 @@ __all__ = [
     "VGGMaps",
     "WithEmbedding",
     "critic_on",
+    "find_features",
     "open_features",
     "set_checkpointing",
 ]

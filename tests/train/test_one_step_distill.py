@@ -232,7 +232,9 @@ def test_stage_2_starts_where_stage_1_ended(name, pictures, tmp_path):
 def test_stage_2_goes_on_with_the_optimisers_of_a_checkpoint(pictures, tmp_path):
     one = light("tiny-strsr-pixel-stage1", pictures, run__steps=3, run__checkpoint_every=3)
     recipe.train(one, tmp_path / "one")
-    two = light(PIXEL, pictures, start_from=(tmp_path / "one").as_posix(), optimizer__learning_rate=0.0, run__steps=2)
+    gone = {"model__init": "models/gone.safetensors", "discriminator__init": "models/gone-critic.safetensors"}  # as published
+    start = {"start_from": (tmp_path / "one").as_posix()}
+    two = light(PIXEL, pictures, **start, **gone, optimizer__learning_rate=0.0, run__steps=2)
     result = recipe.train(two, tmp_path / "two")
     assert result.step == 2
     assert result.logs[-1]["learning_rate"] == 0.0, "the rate is the new run's own"
@@ -241,6 +243,9 @@ def test_stage_2_goes_on_with_the_optimisers_of_a_checkpoint(pictures, tmp_path)
     assert steps == {"one": {3.0}, "two": {5.0}}
     generator = [{k: v for k, v in s.items() if k.startswith("modules/generator")} for s in (one_state, two_state)]
     assert all(torch.equal(generator[0][k], generator[1][k]) for k in generator[0])
+    third = recipe.train(replace(two, start_from=(tmp_path / "two").as_posix()), tmp_path / "third")
+    base, merged = load_state_dict(pictures / "pixel.safetensors"), load_state_dict(third.weights)
+    assert base.keys() == merged.keys(), "a third stage still finds the weights that the first began with"
     with pytest.raises(FileNotFoundError, match="start_from: expected a run folder with checkpoints"):
         recipe.train(replace(two, start_from=(tmp_path / "nowhere").as_posix()), tmp_path / "three")
 

@@ -14,12 +14,12 @@ accumulation, several processes, bf16 autocast, EMA, gradient checkpointing, 8-b
 Assumed: one GPU holds frozen transformer, autoencoder, vision-language model and critic (conditioning.keep = "home" moves the
 vision-language model out between steps).
 Stage 2 starts from stage 1's files (`model.init`, `discriminator.init`), or, optimisers included, from its checkpoint
-(`start_from`).
+(`start_from`, which goes before them).
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,9 +34,9 @@ from ...core.networks.feature_maps import critic_on, set_checkpointing
 from ...core.resize import bicubic
 from ...core.restore import one_step, restore
 from ...core.spectral import periodic_energy_score
-from ...core.weights import MissingModelError, find_model, load_into, load_state_dict, save_weights
+from ...core.weights import find_model, load_into, load_state_dict, save_weights
 from ..conditioning import ConditioningConfig, TrainConditioner
-from ..config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, positive, to_mapping
+from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, positive, to_mapping
 from ..data import PairData, sample_seed
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
 from ..losses import FeaturesConfig, Logits, LossesConfig, LossStack, build_features, precision
@@ -55,6 +55,7 @@ from ..one_step import (
     build_model as build_one_step,
 )
 from ..session import open_pairs, training
+from ..start import find_checkpoint, first_init
 from ..state import checkpoints
 from ..validation import SMALLEST_HELD_OUT_PX, held_out_pairs, sample_pair, strip
 
@@ -80,7 +81,9 @@ class OneStepDistillConfig:
 
     name: str = "model"  # file name of the result
     licence: str = "Apache-2.0"  # of the resulting weights
-    start_from: str = ""  # run folder or checkpoint of stage 1: weights, critic and optimisers go on, steps count anew
+    # run folder or checkpoint of stage 1: weights, critic and optimisers go on, steps count anew; what model.init and
+    # discriminator.init say is not read then, but the weights that stage 1 began with are
+    start_from: str = ""
     sharpen_target: bool = True  # the ground truth is sharpened (USM), as the start of the degradation is
     model: OneStepModelConfig = field(default_factory=OneStepModelConfig)
     lora: LoraTableConfig = field(default_factory=LoraTableConfig)
@@ -132,9 +135,11 @@ def build_critic(config: OneStepDistillConfig, model_folders: Sequence[str | Pat
 
     Raises:
         MissingModelError, WeightsError: a file is missing or does not fit.
+        ConfigError: its features need larger patches than those that are trained on.
     """
     spec = config.discriminator
     maps = build_features(spec.features, model_folders)
+    _check_patch(config, f"the critic's features ({spec.features.kind})", maps.minimum_px)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         critic = critic_on(maps, spec.hidden)
@@ -168,22 +173,25 @@ def train(
         ConfigError, DataError, WeightsError, NonFiniteError, Stopped, FileExistsError: see their classes.
     """
     folder, hooks = Path(folder), hooks or SilentHooks()
+    before = find_checkpoint(config.start_from) if config.start_from else None
+    built = config if before is None else _as_begun(config, before)
     with training(config.run.seed):
-        model = build_model(config, model_folders)
+        model = build_model(built, model_folders)
         parts = {"generator": Trained(model.part, config.optimizer, config.schedule)}
-        critic = build_critic(config, model_folders) if "ragan" in config.losses.weights() else None
+        critic = build_critic(built, model_folders) if "ragan" in config.losses.weights() else None
         if critic is not None:
             spec = config.discriminator
             parts["discriminator"] = Trained(critic.heads, spec.optimizer, spec.schedule, is_averaged=False)
         if config.model.use_checkpointing:
             use_checkpointing(model.backbone)
         loop = Loop(config, config.run, parts, folder, hooks, resume)
-        if config.start_from and not checkpoints(folder):
-            loop.state.adopt(find_checkpoint(config.start_from))
+        if before is not None and not checkpoints(folder):
+            loop.state.adopt(before)
         model.to(loop.device)
         if critic is not None:
             critic.to(loop.device)
         losses = LossStack(config.losses, loop.device, scale=config.model.scale, folders=model_folders)
+        _check_patch(config, "the features of losses.fdl", losses.minimum_px)
         backbone = InAutocast(model.backbone, loop.autocast, config.model.step_length / config.model.sigma)
         told = TrainConditioner(
             config.conditioning,
@@ -246,6 +254,21 @@ def forward(
     lq_up = bicubic(lq, size, antialias=backbone.spec.is_antialiased).clamp(0, 1)
     sample = generator if config.model.posterior == "sample" else None
     return one_step(backbone, lq_up, conditioning=told(lq), generator=sample)
+
+
+def _as_begun(config: OneStepDistillConfig, before: Path) -> OneStepDistillConfig:
+    """The config with the frozen weights of the run that is continued; what it trained comes from its checkpoint."""
+    return replace(
+        config, model=replace(config.model, init=first_init(before)), discriminator=replace(config.discriminator, init="")
+    )
+
+
+def _check_patch(config: OneStepDistillConfig, what: str, minimum_px: int) -> None:
+    if config.data.gt_patch_px < minimum_px:
+        raise ConfigError(
+            f"data.gt_patch_px: expected at least {minimum_px}, which {what} need, got {config.data.gt_patch_px}; "
+            "raise it or choose other features"
+        )
 
 
 def _draws(config: OneStepDistillConfig, loop: Loop, micro: int) -> Callable[[int], Generator]:
@@ -368,22 +391,6 @@ def save_model(config: OneStepDistillConfig, model: OneStepModel, part: TrainedP
 def critic_path(weights: Path) -> Path:
     """Where the critic's heads lie beside the final weights."""
     return weights.with_name(f"{weights.stem}-critic.safetensors")
-
-
-def find_checkpoint(name: str) -> Path:
-    """A checkpoint by its path, or the newest of a run folder.
-
-    Raises:
-        MissingModelError: neither.
-    """
-    path = Path(name).expanduser()
-    found = checkpoints(path) if path.is_dir() else [path] if path.is_file() else []
-    if not found:
-        raise MissingModelError(
-            f"start_from: expected a run folder with checkpoints or a checkpoint, found none at {path}; "
-            "train stage 1 first, or start from its weight files with model.init"
-        )
-    return found[-1]
 
 
 __all__ = [

@@ -1,0 +1,44 @@
+"""Runs that go on from another run's checkpoint: where it lies, and what that run itself began with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..core.weights import MissingModelError, WeightsError
+from .state import checkpoints
+
+
+def find_checkpoint(name: str) -> Path:
+    """A checkpoint by its path, or the newest of a run folder.
+
+    Raises:
+        MissingModelError: neither.
+    """
+    path = Path(name).expanduser()
+    found = checkpoints(path) if path.is_dir() else [path] if path.is_file() else []
+    if not found:
+        raise MissingModelError(
+            f"start_from: expected a run folder with checkpoints or a checkpoint, found none at {path}; "
+            "train stage 1 first, or start from its weight files with model.init"
+        )
+    return found[-1]
+
+
+def first_init(checkpoint: Path) -> str:
+    """`model.init` of the run that a checkpoint belongs to: the frozen weights beneath what was trained.
+
+    Where that run went on from another one, the same of that one.
+
+    Raises:
+        MissingModelError: the run that it went on from is gone.
+        WeightsError: no `config.json` beside the checkpoint, or not one of a one-step run.
+    """
+    path = checkpoint.parent / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        before, init = str(config["start_from"]), str(config["model"]["init"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"start_from: expected {path} of a one-step run beside the checkpoint, got {error!r}; name that run's own folder"
+        ) from error
+    return first_init(find_checkpoint(before)) if before else init
