@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .compat import import_peft
-from .weights import check_state
+from .weights import WeightsError, check_state
 
 LORA_TARGETS: dict[str, tuple[str, ...]] = {
     "flux2_klein": (
@@ -132,9 +132,21 @@ def load_attached(transformer: nn.Module, state: Mapping[str, Tensor], source: s
         WeightsError: missing, unexpected and wrong-shaped entries, all at once.
     """
     own = adapter_state(transformer, adapter)
+    _check_rank(state, next(iter(_ranks(own)), 0), source, "attach one of its rank")
     check_state(state, own, source)
     for name, tensor in own.items():
         tensor.copy_(state[name])
+
+
+def _ranks(state: Mapping[str, Tensor]) -> list[int]:
+    return sorted({tensor.shape[0] for name, tensor in state.items() if name.endswith(".lora_A.weight")})
+
+
+def _check_rank(state: Mapping[str, Tensor], rank: int, source: str, remedy: str) -> None:
+    """One sentence where every matrix has one other rank, instead of a list of their shapes."""
+    found = _ranks(state)
+    if len(found) == 1 and found[0] != rank:
+        raise WeightsError(f"{source}: expected an adapter of rank {rank}, got matrices of rank {found[0]}; {remedy}")
 
 
 def set_strength(transformer: nn.Module, strength: float, adapter: str = "default") -> None:
@@ -191,6 +203,7 @@ class Adapter:
 
     def check(self, transformer: nn.Module) -> None:
         """Raise WeightsError unless names and shapes are exactly those of `targets` and `rank` on this transformer."""
+        _check_rank(self.state, self.rank, self.source, "its header says the former, get the file again")
         check_state(self.state, expected_state(transformer, self.info["targets"], self.rank), self.source)
 
     def merge_into(self, transformer: nn.Module, strength: float = 1.0) -> None:

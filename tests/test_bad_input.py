@@ -426,7 +426,7 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
     "truncated transformer, run": (cut_transformer, "cut.safetensors: expected a safetensors file, got 3000 bytes"),
     "adapter of another rank than it says, run": (
         lambda p: spoiled(p, info={**one_step_adapter("flux2_klein").info, "rank": 8}),
-        "(32, 4) instead of (32, 8)",
+        "expected an adapter of rank 8, got matrices of rank 4",
     ),
     "projector of the other backbone, run": (
         lambda p: spoiled(p, projector=projector_for("z_image")),

@@ -389,7 +389,7 @@ def test_adapters_that_do_not_fit_are_named(pictures, tmp_path):
 
     with pytest.raises(ValueError, match=r"expected an adapter of flux2_klein.*is one of z_image"):
         start(FLUX, adapter_file(tmp_path, "z_image", latents="scaled"))
-    with pytest.raises(WeightsError, match="wrong shape"):
+    with pytest.raises(WeightsError, match="expected an adapter of rank 4, got matrices of rank 8; attach"):
         start(FLUX, adapter_file(tmp_path, "flux2_klein", 8, latents="native"))
     with pytest.raises(WeightsError, match="expected a projector beside the adapter"):
         start(FLUX, adapter_file(tmp_path, "flux2_klein", latents="native"))
