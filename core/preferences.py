@@ -199,7 +199,7 @@ def pair_table(rewards: Sequence[Tensor], picks: int) -> PairTable:
     weight = intra * inter
     if float(weight.min()) < 0:
         raise ValueError(
-            f"rewards: expected values of about [0, 1], got gaps of up to {float(torch.cat(gaps).max()):.3g} and weights below 0; "
+            f"rewards: expected values of about [0, 1], got gaps up to {float(torch.cat(gaps).max()):.3g} and weights below 0; "
             "normalise per group or widen the fixed ranges"
         )
     return PairTable(

@@ -141,8 +141,8 @@ class IQAReward:
                     {
                         "default": DEFAULT_METRICS,
                         "tooltip": "Names separated by commas. Without weights on disk: psnr_y, psnr_rgb, ssim_y, "
-                        "ssim_rgb, lsd (need the "
-                        "reference), lr_psnr (needs lq). Learned ones such as lpips, musiq, clipiqa run through pyiqa "
+                        "ssim_rgb, lsd, hf_energy (need the "
+                        "reference), lr_psnr (needs lq), sharpness. Learned ones such as lpips, musiq, clipiqa run through pyiqa "
                         "when their weights "
                         "are on disk; nothing is downloaded.",
                     },

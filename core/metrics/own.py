@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..images import quantize_8bit, to_float64, to_rgb
@@ -10,6 +11,7 @@ from .autoencoded import ImageAutoEncoder, ae_psnr
 from .distortion import Channel, lr_psnr, psnr, ssim
 from .inputs import check_picture
 from .spec import INF, MetricSpec
+from .statistics import POWER_FLOOR, content_q
 
 NO_AUTOENCODER = "an auto-encoder: none was given; name its file with `alignsr evaluate --autoencoder FILE`, or pass autoencoder="
 
@@ -60,6 +62,29 @@ OWN: dict[str, MetricSpec] = {
         min_side_px=4,
         note="dB between radial power spectra",
     ),
+    "hf_energy": MetricSpec(
+        "hf_energy",
+        "HF energy",
+        "spectral",
+        False,
+        (0.0, INF),
+        "none",
+        "y",
+        needs_reference=True,
+        min_side_px=4,
+        note="|dB| between the energies of detail finer than the input can hold; needs the scale, 2 or more",
+    ),
+    "sharpness": MetricSpec(
+        "sharpness",
+        "Sharpness (Q)",
+        "statistic",
+        True,
+        (0.0, INF),
+        "none",
+        "y",
+        min_side_px=10,
+        note="Zhu and Milanfar's Q: gradients across coherent edges; blur and noise lower it, oversharpening does not",
+    ),
 }
 
 
@@ -101,6 +126,21 @@ def _lsd(x: Pictures) -> Tensor:
     return log_spectral_distance(_rgb(x.sr, "sr", x.quantize), _rgb(x.gt, "gt", x.quantize))
 
 
+def _hf_energy(x: Pictures) -> Tensor:
+    """|10 log10(energy of sr / energy of gt)| above the input's band."""
+    from ..spectral import high_frequency_ratio
+
+    assert x.gt is not None
+    if x.scale is None:
+        raise ValueError("scale: expected the upscale factor for hf_energy (what the input cannot hold), got None; pass scale")
+    ratio = high_frequency_ratio(_rgb(x.sr, "sr", x.quantize), _rgb(x.gt, "gt", x.quantize), scale=x.scale)
+    return (10 * torch.log10(ratio.double().clamp_min(POWER_FLOOR))).abs()
+
+
+def _sharpness(x: Pictures) -> Tensor:
+    return content_q(_rgb(x.sr, "sr", x.quantize))
+
+
 def _rgb(image: Tensor, name: str, quantize: bool) -> Tensor:
     rgb = to_float64(to_rgb(check_picture(image, name)))
     return quantize_8bit(rgb) if quantize else rgb
@@ -117,4 +157,6 @@ COMPUTE: dict[str, Callable[[Pictures], Tensor]] = {
     "lr_psnr_rgb": _lr_psnr(1, "rgb"),
     "lr_psnr_rgb_crop0": _lr_psnr(0, "rgb"),
     "lsd": _lsd,
+    "hf_energy": _hf_energy,
+    "sharpness": _sharpness,
 }

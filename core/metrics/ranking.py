@@ -41,6 +41,32 @@ def normalize(aligned: Tensor, ranges: Tensor | None = None) -> Tensor:
     return torch.where(flat, torch.full_like(aligned, 0.5), (aligned - low) / torch.where(flat, torch.ones_like(spread), spread))
 
 
+def score_ranges(scores: Tensor) -> Tensor:
+    """Lowest and highest raw score per metric of a pool, to be kept as the `ranges` of later rewards.
+
+    Rewards by ranges of one fixed pool can be compared: a group of one has a reward, and outputs of another model have one on the
+    same scale, below 0 or above 1 where they leave the pool.
+
+    Args:
+        scores: [M, K] raw scores; candidates with a score that is not finite are left out.
+
+    Returns:
+        [K, 2] float64.
+
+    Raises:
+        ValueError: no usable candidate.
+
+    Source:
+        DP2O-SR, specification 5.2: for evaluation over a pool of baseline outputs per image (our choice).
+    """
+    usable = scores[torch.isfinite(scores).all(1)].double()
+    if not len(usable):
+        raise ValueError(
+            f"scores: expected at least one candidate with finite scores, got none of {len(scores)}; score them again"
+        )
+    return torch.stack([usable.amin(0), usable.amax(0)], 1).cpu()
+
+
 def reward_weights(specs: Sequence[MetricSpec], weights: Mapping[str, float] | None = None) -> Tensor:
     """How much each column counts.
 

@@ -20,7 +20,7 @@ from reference.formula import S, U
 
 GOLDEN = json.loads((REFERENCE / "metrics.json").read_text(encoding="utf-8"))
 DATA = SHARED / "data"
-OWN = ("psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb", "lsd")
+OWN = ("psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb", "lsd", "hf_energy")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
 
 
@@ -184,6 +184,60 @@ def test_log_spectral_distance_of_a_halved_picture() -> None:
     assert score("lsd", gt, gt).item() == 0.0
 
 
+def test_high_frequency_energy_is_the_distance_from_the_right_amount() -> None:
+    gt = quantize_8bit(0.5 + 0.2 * noise(64, 64)) * 254 / 255
+    gt = (gt * 127).round() * 2 / 255
+    assert score("hf_energy", gt / 2, gt, scale=4).item() == pytest.approx(6.0206, abs=1e-3)
+    assert score("hf_energy", gt, gt / 2, scale=4).item() == pytest.approx(6.0206, abs=1e-3), "too much is as bad as too little"
+    with pytest.raises(ValueError, match="scale: expected the upscale factor for hf_energy"):
+        score("hf_energy", gt, gt)
+    with pytest.raises(ValueError, match="scale: expected at least 2"):
+        score("hf_energy", gt, gt, scale=1)
+
+
+def stripes(height: int = 66, width: int = 66) -> Tensor:
+    """Edges across, 8 pixels apart, from black to white."""
+    return ((torch.arange(width) // 8) % 2).double().expand(1, 3, height, width)
+
+
+def blurred(image: Tensor) -> Tensor:
+    return F.avg_pool2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), 5, 1)
+
+
+def test_sharpness_by_hand() -> None:
+    """A ramp of slope a across: every gradient is (a, 0), so s1 = 8 a, s2 = 0 and Q = 255 a, with a of the luma in 219 steps."""
+    ramp = (torch.arange(66) / 255).double().expand(1, 3, 66, 66)
+    assert score("sharpness", ramp).item() == pytest.approx(219 / 255, rel=1e-12)
+    assert score("sharpness", torch.full((1, 3, 32, 32), 0.5)).item() == 0
+    with pytest.raises(ValueError, match="sides of at least 10 pixels"):
+        score("sharpness", torch.zeros(1, 3, 9, 40))
+
+
+def test_sharpness_falls_with_blur_and_with_noise() -> None:
+    image = 0.25 + 0.5 * stripes()
+    sharp = score("sharpness", image).item()
+    once, twice = (score("sharpness", value).item() for value in (blurred(image), blurred(blurred(image))))
+    assert sharp > once > twice > 0
+    faint, strong = (score("sharpness", (image + amount * noise(66, 66)).clamp(0, 1)).item() for amount in (0.02, 0.3))
+    assert strong < faint <= 1.01 * sharp
+    alone = score("sharpness", (0.5 + 0.1 * noise(66, 66)).clamp(0, 1)).item()
+    assert alone < 0.1 * sharp, "white noise has no coherent edges"
+    batch = torch.cat([image, blurred(image)])
+    assert score("sharpness", batch).tolist() == pytest.approx([sharp, once])
+
+
+@needs_data
+def test_sharpness_of_photographs_is_above_that_of_their_enlargements_and_noisy_copies() -> None:
+    for name in ("img_001", "img_005", "img_010", "img_014"):
+        gt = read(DATA / "set14" / "hr" / f"{name}.png")
+        gt = crop_to_multiple(gt, 4)
+        enlarged = imresize(imresize(gt, 1 / 4), 4).clamp(0, 1)
+        grain = torch.randn(gt.shape, generator=torch.Generator().manual_seed(0), dtype=gt.dtype)
+        noisy = [(gt + level / 255 * grain).clamp(0, 1) for level in (10, 30)]
+        values = [score("sharpness", x).item() for x in (gt, enlarged, *noisy)]
+        assert values[0] > values[1] and values[0] > values[2] > values[3], name
+
+
 def test_metrics_of_whole_images_ignore_the_crop() -> None:
     gt = picture(64, 64)
     sr = gt.clone()
@@ -257,7 +311,7 @@ def test_facts_of_every_metric(name: str) -> None:
     assert spec.min_side_px % spec.size_multiple == 0 or spec.size_multiple == 1
     assert bool(spec.weights) == bool(spec.pyiqa_name) == (spec.kind in ("learned", "set"))
     assert not (spec.in_reward and spec.kind != "learned")
-    assert (spec.licence == "Apache-2.0") == (spec.kind in ("distortion", "spectral", "autoencoded"))
+    assert (spec.licence == "Apache-2.0") == (spec.kind in ("distortion", "spectral", "statistic", "autoencoded"))
     assert spec.needs_autoencoder == (spec.kind == "autoencoded")
     if spec.needs_autoencoder:
         assert "--autoencoder" in available(name)[0]

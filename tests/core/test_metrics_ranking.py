@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alignsr.core.metrics import REWARD_METRICS, hybrid_reward
+from alignsr.core.metrics.ranking import score_ranges
 from reference.formula import S
 
 NAMES = list(REWARD_METRICS)
@@ -102,6 +103,17 @@ def test_own_weights_and_own_metrics() -> None:
     raw = torch.tensor([[30.0, 0.2], [20.0, 0.1]])
     assert hybrid_reward(raw, ["psnr_y", "lpips"], weights={"psnr_y": 3, "lpips": 1}).tolist() == pytest.approx([0.75, 0.25])
     assert hybrid_reward(raw, ["psnr_y", "lpips"], weights={"psnr_y": 1, "lpips": 0}).tolist() == pytest.approx([1.0, 0.0])
+
+
+def test_ranges_of_a_pool_make_single_candidates_comparable() -> None:
+    pool = scores(16)
+    pool[3, 2] = math.nan
+    ranges = score_ranges(pool)
+    whole = hybrid_reward(pool, NAMES)
+    alone = torch.cat([hybrid_reward(pool[i : i + 1], NAMES, ranges=ranges) for i in range(16)])
+    assert torch.allclose(alone, whole, atol=1e-12, equal_nan=True)
+    with pytest.raises(ValueError, match="scores: expected at least one candidate with finite scores, got none of 2"):
+        score_ranges(torch.full((2, 3), math.inf))
 
 
 def test_fixed_ranges_make_groups_comparable() -> None:
