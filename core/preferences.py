@@ -178,8 +178,8 @@ def pair_table(rewards: Sequence[Tensor], picks: int) -> PairTable:
 
     Example:
         >>> table = pair_table([torch.tensor([1.0, 0.0]), torch.tensor([0.6, 0.4])], 1)
-        >>> table.gap.tolist(), table.inter.tolist(), round(table.weight.mean().item(), 12)
-        ([1.0, 0.19999999999999996], [1.2, 0.8], 1.0)
+        >>> table.gap.round(decimals=3).tolist(), table.inter.round(decimals=3).tolist(), round(table.weight.mean().item(), 12)
+        ([1.0, 0.2], [1.2, 0.8], 1.0)
     """
     if not rewards:
         raise ValueError("rewards: expected at least one group, got none; score candidates first")
