@@ -35,7 +35,12 @@ def _centres(text: str, width: int, height: int) -> list[tuple[int, int]]:
 
 
 TITLES = ("input (bicubic)", "restored", "ground truth")
-MORE = {"result_2": "second", "result_3": "third", "result_4": "fourth"}  # inputs for results of other methods
+MORE = {
+    "result_2": "second",
+    "result_3": "third",
+    "result_4": "fourth",
+    "result_5": "fifth",
+}  # inputs for results of other methods
 
 
 class Compare:
@@ -43,7 +48,7 @@ class Compare:
 
     CATEGORY = "AlignSR/evaluation"
     DESCRIPTION = (
-        "Puts input, up to four results and (if connected) ground truth side by side with zoomed crops, and shows where they "
+        "Puts input, up to five results and (if connected) ground truth side by side with zoomed crops, and shows where they "
         "differ."
     )
     FUNCTION = "compare"
@@ -106,9 +111,10 @@ class Compare:
         result_2: Tensor | None = None,
         result_3: Tensor | None = None,
         result_4: Tensor | None = None,
+        result_5: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, str]:
         sr = take(result, "result").rgb
-        others = zip(MORE, (result_2, result_3, result_4), strict=True)
+        others = zip(MORE, (result_2, result_3, result_4, result_5), strict=True)
         results = [sr, *(_like(sr, image, name) for name, image in others if image is not None)]
         before = bicubic(match_batch(take(input, "input").rgb, sr.shape[0], "input"), (sr.shape[-2], sr.shape[-1])).clamp(0, 1)
         panels = [before, *results] if reference is None else [before, *results, _like(sr, reference, "reference")]

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -278,11 +279,12 @@ class TextEncode:
                     },
                 ),
                 "encoder_name": (
-                    [AUTO, *get_host().list_folders("text_encoder/config.json", *TEXT_KEYS)],
+                    [AUTO, TINY, *get_host().list_folders("text_encoder/config.json", *TEXT_KEYS)],
                     {
                         "default": AUTO,
                         "tooltip": "A diffusers folder with text_encoder and tokenizer. auto: the one of the published name, "
-                        "e.g. models/diffusers/FLUX.2-klein-base-4B.",
+                        "e.g. models/diffusers/FLUX.2-klein-base-4B. tiny: a random miniature that shows whether a workflow "
+                        "runs.",
                     },
                 ),
                 "precision": (list(DTYPES), {"default": "bf16", "tooltip": "Number format of the text encoder's weights."}),
@@ -304,15 +306,27 @@ class TextEncode:
             raise ValueError(f"precision: expected one of {', '.join(DTYPES)}, got {precision!r}; choose one of them")
         host, style = get_host(), TEXT_STYLES[model.request.kind]
         places = [folder for key in TEXT_KEYS for folder in host.model_dirs(key)]
-        with input_names("encoder_name"):
-            folder = find_folder(style.folder, None if encoder_name == AUTO else encoder_name, places)
-        device = torch.device("cpu") if model.device == "cpu" else host.device()
-        key = (str(folder), precision, str(device))
+        device, dtype = torch.device("cpu") if model.device == "cpu" else host.device(), DTYPES[precision]
+        if encoder_name == TINY:
+            folder, share = Path(TINY), model.spec.conditioning_dim // len(style.layers)
+            load = partial(_tiny_text_model, share, dtype)
+        else:
+            with input_names("encoder_name"):
+                folder = find_folder(style.folder, None if encoder_name == AUTO else encoder_name, places)
+            load = partial(load_text_model, style, folder, (), dtype, device)
+        key = (str(folder), model.request.kind, precision, str(device))
         if key not in self.encoders:
-            dtype = DTYPES[precision]
-            self.encoders = {key: TextEncoder(lambda: load_text_model(style, folder, (), dtype, device), style, device)}
+            self.encoders = {key: TextEncoder(load, style, device)}
         with torch.inference_mode(False):
             return (self.encoders[key].encode([text]),)
+
+
+def _tiny_text_model(width: int, dtype: torch.dtype) -> Any:
+    from ..core.conditioning.tiny import tiny_text_model
+
+    made = tiny_text_model(width)
+    made.model.to(dtype)
+    return made
 
 
 class EmptyConditioning:

@@ -430,7 +430,7 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
     ),
     "projector of the other backbone, run": (
         lambda p: spoiled(p, projector=projector_for("z_image")),
-        "expected an adapter to 32 channels, got 16",
+        "expected an adapter to 48 channels, got 16",
     ),
     "adapter with NaN, run": (
         lambda p: spoiled(p, state=with_nan()),

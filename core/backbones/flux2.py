@@ -43,7 +43,7 @@ TINY: dict[str, Any] = {
         "num_single_layers": 1,
         "attention_head_dim": 16,
         "num_attention_heads": 2,
-        "joint_attention_dim": 32,
+        "joint_attention_dim": 48,  # three hidden states of a tiny text encoder side by side
         "timestep_guidance_channels": 32,
         "axes_dims_rope": (4, 4, 4, 4),
     },

@@ -161,7 +161,7 @@ def test_zero_velocity_is_the_autoencoders_round_trip() -> None:
 def test_gradients_reach_the_picture_and_the_tokens() -> None:
     backbone = tiny("flux2_klein")
     x = torch.rand(1, 3, 32, 32, requires_grad=True)
-    embeddings = torch.randn(1, 3, 32, requires_grad=True)
+    embeddings = torch.randn(1, 3, backbone.spec.conditioning_dim, requires_grad=True)
     one_step(backbone, x, conditioning=Conditioning(embeddings)).mean().backward()
     for leaf in (x, embeddings):
         assert leaf.grad is not None and float(leaf.grad.abs().sum()) > 0

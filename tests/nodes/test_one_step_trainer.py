@@ -339,7 +339,7 @@ def test_adapters_that_do_not_fit_are_named(host: Any, tmp_path: Path) -> None:
     ):
         train(lora=start("flux2_klein", projector={}))
     other = start("flux2_klein", projector=one_step_adapter("z_image").projector)
-    with pytest.raises(WeightsError, match=r"expected a projector to 32 channels, got one to 16; it belongs to another backbone"):
+    with pytest.raises(WeightsError, match=r"expected a projector to 48 channels, got one to 16; it belongs to another backbone"):
         train(lora=other)
     with pytest.raises(ValueError, match="lora: expected an adapter from a file, got test adapter; save it"):
         train(lora=one_step_adapter("flux2_klein"))
@@ -374,7 +374,11 @@ def test_runs_that_cannot_be_gone_on_with_are_named(host: Any, tmp_path: Path) -
         ),
         ({"overrides": f"{SHORT}\nmodel.source=''"}, MissingModelError, "2 parts, 2 are missing.*flux-2-klein-base-4b"),
         ({"overrides": f"{SHORT}\nconditioning.model=''"}, MissingModelError, "Qwen3-VL-4B-Instruct"),
-        ({"overrides": f'{SHORT}\nconditioning.kind="text"'}, ConfigError, "conditioning.model: expected tokens of width 32"),
+        (
+            {"overrides": f'{SHORT}\nconditioning.kind="text"\nmodel.options={{ joint_attention_dim = 32 }}'},
+            ConfigError,
+            "conditioning.model: expected tokens of width 32",
+        ),
         ({"overrides": f"{SHORT}\ndata.gt_patch_px=72"}, ConfigError, "data.gt_patch_px: expected a multiple of what"),
         ({"overrides": f'{SHORT}\ndata.crop="random"\ndata.gt_patch_px=512'}, Exception, "expected sides of at least 512 px"),
         ({"loss": "chain"}, TypeError, "loss: expected a chain of losses, got str"),

@@ -268,6 +268,7 @@ def test_stage_2_goes_on_with_the_optimisers_of_a_checkpoint(pictures, tmp_path)
         (FLUX, {"model__posterior": "mean", "model__use_checkpointing": False, "conditioning__keep": "nothing"}),
         (FLUX, {"model__step_length": 1.0, "model__save_dtype": "bf16", "data__crop": "random"}),
         (Z_IMAGE, {"conditioning__kind": "text", "conditioning__prompt": "sharp, detailed"}),
+        (FLUX, {"conditioning__kind": "text"}),
         (Z_IMAGE, {"conditioning__kind": "empty", "model__latents": "raw", "conditioning__is_parity": False}),
     ],
 )
@@ -412,8 +413,9 @@ def test_missing_files_are_named_and_tokens_must_fit(pictures, tmp_path):
         recipe.train(light(FLUX, pictures, model__source=""), tmp_path / "b")
     with pytest.raises(FileNotFoundError, match="Qwen3-VL-4B-Instruct"):
         recipe.train(light(FLUX, pictures, conditioning__model=""), tmp_path / "c")
+    odd = {"conditioning__kind": "text", "model__options": {"joint_attention_dim": 32}}  # three states of 10: 32 is no multiple
     with pytest.raises(ConfigError, match=r"conditioning.model: expected tokens of width 32"):
-        recipe.train(light(FLUX, pictures, conditioning__kind="text"), tmp_path / "d")  # three states of 10: 32 is no multiple
+        recipe.train(light(FLUX, pictures, **odd), tmp_path / "d")
     assert set(LATENT_KINDS) == {"flux2_klein", "z_image"}
     assert OneStepModelConfig().backbone in LATENT_KINDS
     assert adapter_state(tiny_backbone("z_image").transformer) == {}
