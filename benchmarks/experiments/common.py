@@ -1,0 +1,54 @@
+"""What the experiments of this folder share: test pictures, progress lines, names of runs, numbers in tables."""
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from alignsr.core.image_files import list_images, read_image
+from alignsr.core.images import crop_to_multiple, to_rgb
+from alignsr.train.loop import SilentHooks
+
+SCALE = 4
+
+
+class Progress(SilentHooks):
+    """One line every fifty steps."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def progress(self, step: int, total: int, logs: Any) -> None:
+        if step % 50 == 0:
+            print(f"{self.title}: step {step} of {total}, {logs.get('seconds', 0):.0f} s", file=sys.stderr, flush=True)
+
+
+def test_pairs(data: Path, sets: Sequence[str] = ("set5", "set14")) -> list[tuple[Tensor, Tensor]]:
+    """(gt, lq) of every picture of the benchmark sets, x4, RGB."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for name in sets:
+        for path in list_images(data / name / "hr"):
+            gt = crop_to_multiple(to_rgb(read_image(path).pixels), SCALE)
+            pairs.append((gt, to_rgb(read_image(data / name / f"lr_x{SCALE}" / path.name).pixels)))
+    return pairs
+
+
+def training_folders(data: Path) -> str:
+    """The training photographs as a value of `--set data.folders=`."""
+    return json.dumps([str(data / "bsds500" / part) for part in ("train", "test")])
+
+
+def file_name(*parts: object) -> str:
+    """Letters and digits of the parts, for a run's folder."""
+    text = "-".join(str(part) for part in parts).lower()
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in text).split())
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean and standard deviation over seeds."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0
+    return f"{statistics.fmean(values):.{digits}f} +- {spread:.{digits}f}"
