@@ -267,6 +267,7 @@ class TextEncode:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        host = get_host()
         return {
             "required": {
                 "model": (SR_MODEL, {"tooltip": "From Load One-Step Backbone or Merge LoRA: says which text encoder is needed."}),
@@ -279,12 +280,12 @@ class TextEncode:
                     },
                 ),
                 "encoder_name": (
-                    [AUTO, TINY, *get_host().list_folders("text_encoder/config.json", *TEXT_KEYS)],
+                    [AUTO, TINY, *host.list_folders("text_encoder/config.json", *TEXT_KEYS), *host.list_files("text_encoders")],
                     {
                         "default": AUTO,
-                        "tooltip": "A diffusers folder with text_encoder and tokenizer. auto: the one of the published name, "
-                        "e.g. models/diffusers/FLUX.2-klein-base-4B. tiny: a random miniature that shows whether a workflow "
-                        "runs.",
+                        "tooltip": "A diffusers folder with text_encoder and tokenizer, or a file of models/text_encoders. auto: "
+                        "the folder of the published name, e.g. models/diffusers/FLUX.2-klein-base-4B, else "
+                        "qwen_3_4b.safetensors. tiny: a random miniature that shows whether a workflow runs.",
                     },
                 ),
                 "precision": (list(DTYPES), {"default": "bf16", "tooltip": "Number format of the text encoder's weights."}),
@@ -297,8 +298,7 @@ class TextEncode:
     def encode(
         self, model: OneStepModel, text: str = "", encoder_name: str = AUTO, precision: str = "bf16"
     ) -> tuple[Conditioning]:
-        from ..core.conditioning import TEXT_STYLES, TextEncoder, load_text_model
-        from ..core.conditioning.folders import find_folder
+        from ..core.conditioning import TEXT_STYLES, TextEncoder, find_text_model, load_text_model
 
         if not isinstance(model, OneStepModel):  # pyright: ignore[reportUnnecessaryIsInstance]  # the socket is shared
             raise TypeError("model: expected one of Load One-Step Backbone, got another model; only those take prompts")
@@ -308,16 +308,16 @@ class TextEncode:
         places = [folder for key in TEXT_KEYS for folder in host.model_dirs(key)]
         device, dtype = torch.device("cpu") if model.device == "cpu" else host.device(), DTYPES[precision]
         if encoder_name == TINY:
-            folder, share = Path(TINY), model.spec.conditioning_dim // len(style.layers)
+            found, share = Path(TINY), model.spec.conditioning_dim // len(style.layers)
             load = partial(_tiny_text_model, share, dtype)
         else:
             with input_names("encoder_name"):
-                folder = find_folder(style.folder, None if encoder_name == AUTO else encoder_name, places)
-            load = partial(load_text_model, style, folder, (), dtype, device)
-        key = (str(folder), model.request.kind, precision, str(device))
+                found = find_text_model(style, None if encoder_name == AUTO else encoder_name, places)
+            load = partial(load_text_model, style, found, places, dtype, device, host.tokenizer_dirs())
+        key = (str(found), model.request.kind, precision, str(device))
         if key not in self.encoders:
             self.encoders = {key: TextEncoder(load, style, device)}
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), input_names(tokenizer="encoder_name"):
             return (self.encoders[key].encode([text]),)
 
 

@@ -97,6 +97,11 @@ class ComfyHost(Host):
         except KeyError:  # a key that nobody registered has no folders
             return []
 
+    def tokenizer_dirs(self) -> list[Path]:
+        import comfy.model_management
+
+        return [Path(comfy.model_management.__file__).parent / "text_encoders"]
+
     def device(self) -> torch.device:
         import comfy.model_management
 

@@ -87,6 +87,10 @@ class Host(ABC):
     def soft_empty_cache(self) -> None:
         """Hand unused cached memory back to the device."""
 
+    def tokenizer_dirs(self) -> list[Path]:
+        """Folders in which the program that runs us keeps tokenizers of its own."""
+        return []
+
     def input_dir(self) -> Path:
         """The first input folder."""
         return self.input_dirs()[0]

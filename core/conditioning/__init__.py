@@ -3,7 +3,7 @@
 from .conditioner import VLMConditioner
 from .projector import ADAPTER_WIDTHS, VLM_WIDTH, TokenAdapter, load_adapter, make_adapter
 from .tags import tags_to_text
-from .text import TEXT_STYLES, TextEncoder, TextModel, TextStyle, load_text_model
+from .text import TEXT_STYLES, TextEncoder, TextModel, TextStyle, find_text_model, load_text_model
 from .vlm import VisionLanguageModel, VLMEncoder, load_vlm, strsr_prompt, tile_crops
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "VLMConditioner",
     "VLMEncoder",
     "VisionLanguageModel",
+    "find_text_model",
     "load_adapter",
     "load_text_model",
     "load_vlm",

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..records import Conditioning
+from ..weights import MissingModelError
 from .folders import TOKENIZER, WEIGHTS, FolderSpec, find_folder, load_tokenizer, load_transformer
 from .resident import EmbeddingCache, Keep, OnDemand, Turns
+from .single_file import find_tokenizer, load_qwen3, read_tokenizer
 
 MAX_TOKENS = 512
 CACHED_TEXTS = 32  # 512 x 7680 values each
@@ -26,12 +28,14 @@ class TextStyle:
         thinks: whether the chat template leaves room for thinking.
         drops_padding: only the prompt's tokens count; otherwise all 512 go to the transformer.
         folder: what the base model's folder must hold.
+        file: name of the text encoder as a single file.
     """
 
     layers: tuple[int, ...]
     thinks: bool
     drops_padding: bool
     folder: FolderSpec
+    file: str = "qwen_3_4b.safetensors"
 
 
 def _folder(what: str, names: tuple[str, ...], source: str) -> FolderSpec:
@@ -149,26 +153,58 @@ class TextEncoder:
         return chosen.cpu(), mask[0].bool()
 
 
+def find_text_model(style: TextStyle, name: str | Path | None = None, folders: Iterable[str | Path] = ()) -> Path:
+    """The text encoder of a base model on disk: its diffusers folder, or a single file as ComfyUI has it.
+
+    Args:
+        style: an entry of TEXT_STYLES.
+        name: folder or file (path, or name in one of `folders`); None: the published folder, else the published file.
+        folders: places to search; the single file also in their sub-folders.
+
+    Raises:
+        MissingModelError: names every missing file, the places searched and the source.
+    """
+    places = [Path(place).expanduser() for place in folders]
+    if name is not None:
+        for path in (Path(name).expanduser(), *(place / name for place in places)):
+            if path.is_file():
+                return path
+        return find_folder(style.folder, name, places)
+    try:
+        return find_folder(style.folder, None, places)
+    except MissingModelError as error:
+        found = (path for place in places if place.is_dir() for path in sorted(place.rglob(style.file)))
+        if (path := next(found, None)) is not None:
+            return path
+        raise MissingModelError(f"{error}, or the single file {style.file} with Qwen's tokenizer") from error
+
+
 def load_text_model(
     style: TextStyle,
     name: str | Path | None = None,
     folders: Iterable[str | Path] = (),
     dtype: torch.dtype = torch.bfloat16,
     device: str | torch.device = "cpu",
+    tokenizers: Iterable[str | Path] = (),
 ) -> TextModel:
-    """The text encoder and tokenizer of a base model's diffusers folder.
+    """The text encoder and tokenizer of a base model: from its diffusers folder, or from a single file.
 
     Args:
         style: an entry of TEXT_STYLES.
-        name: folder (path, or name in one of `folders`) instead of the published name.
+        name: see `find_text_model`.
         folders: places to search.
         dtype: of the weights.
         device: where it will work; decides the attention.
+        tokenizers: for single files, where Qwen's tokenizer may lie besides `folders` and the file's own folder.
 
     Raises:
         MissingModelError: names every missing file and where to get it. Nothing is ever downloaded.
         WeightsError: damaged or incomplete files.
     """
-    folder = find_folder(style.folder, name, folders)
-    whole: Any = load_transformer("Qwen3ForCausalLM", folder / "text_encoder", dtype, device)
-    return TextModel(whole.model, load_tokenizer(folder / "tokenizer"))
+    places = [Path(place).expanduser() for place in folders]
+    found = find_text_model(style, name, places)
+    if found.is_file():
+        tokenizer = read_tokenizer(find_tokenizer([found.parent, *places, *map(Path, tokenizers)]))
+        return TextModel(load_qwen3(found, dtype, device), tokenizer)
+    whole: Any = load_transformer("Qwen3ForCausalLM", found / "text_encoder", dtype, device)
+    return TextModel(whole.model, load_tokenizer(found / "tokenizer"))

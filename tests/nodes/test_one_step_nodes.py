@@ -9,8 +9,9 @@ import pytest
 import torch
 from latent_helpers import adapter_for, seed, write_diffusers_folder, write_single_files
 from node_helpers import picture, save_tiny_network
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from strsr_helpers import LATENTS, NAMES, one_step_adapter, projector_for, write_models, write_released
+from tiny_language_models import make_text_model, make_tokenizer
 
 from alignsr.core.backbones import LATENT_KINDS, offload, open_backbone
 from alignsr.core.backbones.latent import tiny
@@ -316,6 +317,27 @@ def test_text_and_empty_conditions(host: Any) -> None:
     assert torch.equal(OneStepSR().upscale(model, image, 4, conditioning=empty)[0], OneStepSR().upscale(model, image, 4)[0])
     with pytest.raises(MissingModelError, match="text encoder of Z-Image-Turbo: expected a folder Z-Image-Turbo"):
         node.encode(model, "user")
+
+
+def test_a_text_encoder_in_a_single_file_takes_the_tokenizer_of_the_host(
+    host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, node = load("z_image"), condition.TextEncode()
+    wanted = make_text_model()
+    state = {name: tensor.contiguous() for name, tensor in wanted.state_dict().items() if name != "lm_head.weight"}
+    place = tmp_path / "own" / "text_encoders"
+    place.mkdir(parents=True)
+    save_file(state, place / "qwen_3_4b.safetensors")
+    assert "qwen_3_4b.safetensors" in condition.TextEncode.INPUT_TYPES()["required"]["encoder_name"][0]
+    for name in ("auto", "qwen_3_4b.safetensors"):
+        with pytest.raises(MissingModelError, match=r"encoder_name: expected a folder with tokenizer_config\.json"):
+            node.encode(model, "user", name, "fp32")
+    make_tokenizer().save_pretrained(tmp_path / "program" / "qwen25_tokenizer")
+    monkeypatch.setattr(type(host), "tokenizer_dirs", lambda self: [tmp_path / "program"])
+    (told,) = condition.TextEncode().encode(model, "user", "auto", "fp32")
+    assert told.embeddings.shape == (1, 512, 16) and told.mask is not None
+    sr = OneStepSR().upscale(model, picture(1, 8, 8), 4, conditioning=told)[0]
+    assert torch.isfinite(sr).all()
 
 
 def test_wrong_choices_are_named(host: Any) -> None:
