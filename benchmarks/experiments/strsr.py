@@ -1,6 +1,6 @@
 """Does StrSR's recipe do what its terms are for? The bundled pixel model distilled on a processor, three seeds, Set5 and Set14.
 
-python benchmarks/experiments/strsr.py --data DIR --out RUNS [--seeds 0 1 2] [--steps 600] [--more 300] [--json FILE] [--picture FILE]
+python benchmarks/experiments/strsr.py --data DIR --out RUNS [--seeds 0 1 2] [--steps 600] [--more 300] [--json FILE] ...
 
 Recipe `one_step_distill` from the same weights, with the same patches, in two stages as published: stage 1 with L1 alone, or with
 L1 + RaGAN (and its R1 penalty); stage 2 goes on from stage 1's checkpoint, optimisers included, as it was, with the FDL, or with
@@ -86,9 +86,7 @@ def train(seed: int, options: argparse.Namespace) -> dict[str, Path]:
     first: dict[str, Path] = {}
     for method, sets in STAGE_1.items():
         if any(STAGE_2[wanted][0] == method for wanted in options.methods):
-            first[method] = run(
-                file_name("stage1", method, seed), [*sets, *seeded, f"run.steps={options.steps}"], options, None
-            )
+            first[method] = run(file_name("stage1", method, seed), [*sets, *seeded, f"run.steps={options.steps}"], options, None)
     last: dict[str, Path] = {}
     for method in options.methods:
         base, added = STAGE_2[method]

@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 
 from ..checks import check_image, check_same_shape
 from ..compat import import_diffusers
+from ..diffusion import FlowProcess, Process
 from ..records import Conditioning
 from .base import BackboneSpec, parameter_count
 
@@ -93,7 +94,7 @@ class PixelTransformer(nn.Module):
 
 
 class PixelBackbone:
-    """The `Backbone` protocol over a `PixelTransformer`; encode and decode are the identity."""
+    """The protocols `Backbone` and `MultiStepBackbone` over a `PixelTransformer`; encode and decode are the identity."""
 
     def __init__(self, options: dict[str, Any] | None = None, name: str = "pixel", licence: str = "Apache-2.0") -> None:
         unknown = set(options or {}) - set(DEFAULTS)
@@ -120,6 +121,7 @@ class PixelBackbone:
             parameters=parameter_count(self.network),
             licence=licence,
         )
+        self.process: Process = FlowProcess()
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """The one network, as `network`."""
@@ -129,6 +131,14 @@ class PixelBackbone:
         """The identity: the latent is the image in [-1, 1]; the generator is not needed."""
         del generator
         return check_image(image, "image", channels=(3,))
+
+    def encode_lq(self, image: Tensor, *, generator: Generator | None = None) -> Tensor:
+        """The identity, as `encode`."""
+        return self.encode(image, generator=generator)
+
+    def predict(self, z: Tensor, time: Tensor, z_lq: Tensor, conditioning: Conditioning | None = None) -> Tensor:
+        """The velocity; `time` is sigma."""
+        return self.velocity(z, time, z_lq, conditioning)
 
     def velocity(self, z: Tensor, sigma: Tensor, z_lq: Tensor, conditioning: Conditioning | None = None) -> Tensor:
         """Velocity at `z`; see `PixelTransformer.forward`.
