@@ -28,6 +28,8 @@ from .terminal import (
     write_text,
 )
 
+DEFAULT_METRICS = "psnr_y,ssim_y"
+
 
 class Method(NamedTuple):
     """One row of the table: its name, and its pairs as a list whose `sr` a model may still have to make."""
@@ -62,11 +64,22 @@ def evaluate(
     ] = None,
     metrics: Annotated[
         str,
-        typer.Option("--metrics", metavar="A,B", help="Names, separated by commas; aesop, aesop-real: a paper's protocol."),
-    ] = "psnr_y,ssim_y",
+        typer.Option(
+            "--metrics",
+            metavar="A,B",
+            help="Names, separated by commas, or a paper's protocol: aesop, asasr, dp2o, strsr, and aesop-real, asasr-real, "
+            "strsr-real without ground truth. Default: psnr_y,ssim_y; with --published, what the paper measures on that set.",
+            show_default=False,
+        ),
+    ] = "",
     published: Annotated[
         str,
-        typer.Option("--published", metavar="SET", help="Print published numbers beside ours: Set14, ...", show_default=False),
+        typer.Option(
+            "--published",
+            metavar="SET",
+            help="Print published numbers beside ours: Set14, asasr-realsr, ... (`alignsr published` lists them).",
+            show_default=False,
+        ),
     ] = "",
     autoencoder: Annotated[
         str, typer.Option("--autoencoder", metavar="FILE", help="Auto-encoder for ae_psnr.", show_default=False)
@@ -78,7 +91,9 @@ def evaluate(
         ),
     ] = "",
     scale: ScaleOption = 4,
-    crop: Annotated[int, typer.Option("--crop", metavar="PX", help="Border that PSNR and SSIM leave out; -1: the scale.")] = -1,
+    crop: Annotated[
+        int, typer.Option("--crop", metavar="PX", help="Border that PSNR and SSIM leave out; -1: the protocol's, else the scale.")
+    ] = -1,
     tile_px: TileOption = 0,
     precision: PrecisionOption = "fp32",
     device: DeviceOption = "auto",
@@ -97,16 +112,16 @@ def evaluate(
 
     Give either --sr, or --model with --lq, as often as there are methods to compare. Files are matched by name. Metrics whose
     weights are not on this computer are named, not downloaded: one that you name yourself then makes the exit code 1, one that
-    only a protocol (aesop, aesop-real) asks for does not. Ctrl-C stops after the running picture; the reports then hold what was
+    only a protocol (aesop, asasr, ...) asks for does not. Ctrl-C stops after the running picture; the reports then hold what was
     scored.
     """
     from ..core.evaluation_pictures import with_axes
     from ..core.metrics.comparison import Comparison
-    from ..core.metrics.protocols import choose
+    from ..core.metrics.protocols import choose, preset
     from ..core.metrics.published import find_set
 
     factor = whole_number(scale, "--scale")
-    choice = choose(metrics)
+    choice = choose(metrics) if metrics else preset(published) if published else choose(DEFAULT_METRICS)
     check_reports(json_file, csv, markdown, picture)
     dataset = find_set(published) if published else ""
     _check_picture(picture, gt)
@@ -115,11 +130,12 @@ def evaluate(
     options: dict[str, Any] = {
         "metrics": choice.names if picture is None else with_axes(choice.names),
         "scale": factor,
-        "crop": None if crop < 0 else crop,
+        "crop": choice.crop if crop < 0 else crop,
         "device": where,
         "autoencoder": _load_autoencoder(autoencoder, where),
         "autoencoder_name": Path(autoencoder).stem,
-        "in_quarters": choose(quarters).names if quarters else (),
+        "in_quarters": choose(quarters).names if quarters else choice.quarters,
+        "remarks": choice.remarks,
     }
     restoring: dict[str, Any] = {
         "scale": factor, "tile_px": tile_px, "device": where, "precision": choose_precision(precision)
@@ -240,10 +256,10 @@ def _texts(comparison: Any) -> list[str]:
     """What is printed: the images of a single method, and the methods where there is something to compare."""
     alone = _is_plain(comparison)
     images = [comparison.tables[0].to_text(notes=alone)] if len(comparison.tables) == 1 else []
-    return images if alone else [*(text + "\n" for text in images), comparison.to_text(_terminal_width())]
+    return images if alone else [*(text + "\n" for text in images), comparison.to_text(terminal_width())]
 
 
-def _terminal_width() -> int:
+def terminal_width() -> int:
     """Characters per line where somebody watches, else 0: a file or a pipe takes lines of any length."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 

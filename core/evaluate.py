@@ -66,6 +66,7 @@ class _Judges:
         self.lacks: dict[str, list[str]] = {}  # metric -> one reason per image it had to pass over
         self.problems: list[str] = []
         self.remarks: list[str] = []
+        self.sizes: dict[str, None] = {}
         self.in_quarters = in_quarters
         for name in dict.fromkeys(names):
             spec = spec_of(name)
@@ -85,6 +86,7 @@ class _Judges:
     def score(self, pair: Pair, scale: int, crop: int) -> Row:
         """Scores of one pair; what cannot be computed is noted."""
         sr, gt, lq = load_pair(pair)
+        self.sizes[f"{sr.shape[-1]}x{sr.shape[-2]}"] = None
         values: dict[str, float] = {}
         for name in (*self.scorers, *self.distances):
             reason = _lacks(name, gt, lq)
@@ -143,6 +145,7 @@ def evaluate_pairs(
     autoencoder: ImageAutoEncoder | None = None,
     autoencoder_name: str = "",
     in_quarters: Sequence[str] = (),
+    remarks: Sequence[str] = (),
     title: str = "",
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -160,6 +163,7 @@ def evaluate_pairs(
         autoencoder: for AE-PSNR, frozen, on the device where it is to run; without it AE-PSNR counts as missing.
         autoencoder_name: what to call it in `Table.remarks`, since AE-PSNR by different auto-encoders do not compare.
         in_quarters: metrics without reference that score the four quarters of each image instead of the whole; their mean counts.
+        remarks: what a reader should know of the protocol, for `Table.remarks`.
         title: name of the run for the table.
         progress: called after each pair with (number done, number in all or None, name).
         should_stop: asked before each pair; True ends the run and the table keeps what was done, with `complete` False.
@@ -193,7 +197,8 @@ def evaluate_pairs(
         sets=sets,
         missing=judges.missing,
         problems=tuple(judges.problems),
-        remarks=tuple(judges.remarks),
+        remarks=(*remarks, *judges.remarks),
+        sizes=tuple(judges.sizes),
         scale=scale,
         crop=border,
         title=title,

@@ -12,7 +12,7 @@ from ..core.evaluate import evaluate_methods, pairs_from_folders
 from ..core.evaluation_pictures import plane_picture, table_picture
 from ..core.image_files import list_images
 from ..core.metrics.comparison import Comparison
-from ..core.metrics.protocols import choose
+from ..core.metrics.protocols import choose, preset
 from ..core.metrics.published import published_sets
 from .autoencoder import AUTOENCODER, LoadedAutoEncoder
 from .common import on_device, to_image
@@ -80,8 +80,9 @@ class EvaluateFolders:
                     "STRING",
                     {
                         "default": DEFAULT_METRICS,
-                        "tooltip": "Names separated by commas, or a protocol: aesop (all of its paper), aesop-real (without "
-                        "ground truth). Metrics whose weights are not on disk are listed as missing; nothing is downloaded.",
+                        "tooltip": "Names separated by commas, or a protocol: aesop, asasr, dp2o, strsr (all of a paper's), "
+                        "aesop-real, asasr-real, strsr-real (without ground truth). Empty: what the paper measures on the set "
+                        "in published. Metrics whose weights are not on disk are listed as missing; nothing is downloaded.",
                     },
                 ),
                 "scale": (
@@ -94,7 +95,7 @@ class EvaluateFolders:
                     },
                 ),
                 "published": (
-                    [NONE, *published_sets()],
+                    [NONE, *published_sets(is_measured=True)],
                     {"default": NONE, "tooltip": "Show a paper's numbers for this test set beside ours, marked as published."},
                 ),
             },
@@ -143,16 +144,19 @@ class EvaluateFolders:
         autoencoder: LoadedAutoEncoder | None = None,
         quarters: str = "",
     ) -> tuple[str, str, str, Tensor, Tensor]:
-        host, names = get_host(), choose(metrics).names
-        in_quarters = choose(quarters).names if quarters.strip() else ()
+        host, is_preset = get_host(), not metrics.strip() and published != NONE
+        choice = preset(published) if is_preset else choose(metrics)
+        in_quarters = choose(quarters).names if quarters.strip() else choice.quarters
         folders = {"gt": _optional_folder(gt, "gt"), "lq": _optional_folder(lq, "lq")}
         pairs = {name: pairs_from_folders(folder, **folders) for name, folder in _methods(sr).items()}
         bar, device = host.progress(sum(map(len, pairs.values())), "scoring"), host.device()
         with on_device(autoencoder, device, host, AUTOENCODER_BYTES) if autoencoder else nullcontext():
             tables = evaluate_methods(
                 pairs,
-                names,
+                choice.names,
                 scale=scale,
+                crop=choice.crop,
+                remarks=choice.remarks,
                 device=device,
                 autoencoder=autoencoder.module if autoencoder else None,
                 autoencoder_name=Path(autoencoder.source).stem if autoencoder else "",

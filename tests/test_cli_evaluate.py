@@ -136,9 +136,42 @@ def test_real_world_pictures_need_no_ground_truth(folders: Path, monkeypatch: py
     assert "AESOP (real world)" in done.err
 
 
+def test_a_published_set_is_a_preset(folders: Path) -> None:
+    """Without --metrics it brings what its paper measures: for ASASR whole images, on Y."""
+    base = ("evaluate", "--gt", folders / "gt", "--sr", f"first={folders / 'noisy'}", "--sr", folders / "dim")
+    done = call(*base, "--published", "asasr-div2k-val", "--json", folders / "out.json")
+    assert done.code == 0, done.err
+    report = json.loads((folders / "out.json").read_text())
+    assert report["dataset"] == "ASASR DIV2K-Val"
+    assert list(report["metrics"]) == [*("psnr_y", "ssim_y", "lpips", "dists", "maniqa", "musiq", "clipiqa+"), "lsd"]
+    assert [table["crop"] for table in report["methods"]] == [0, 0]
+    lines = done.out.splitlines()
+    assert any(line.startswith("ASASR ") and line.endswith("published, Tab. 1") for line in lines)
+    assert any("scored here: 56x48" in line for line in lines)
+    assert any(line.startswith("note: asasr: PSNR and SSIM on Y, whole images") for line in lines)
+    own = call(*base, "--published", "asasr-div2k-val", "--crop", "4", "--metrics", "psnr_y", "--json", "-")
+    assert json.loads(own.out)["methods"][0]["mean"] == {"psnr_y": pytest.approx(mean(folders, "noisy"))}
+
+
+def test_published_numbers_by_themselves() -> None:
+    listed = call("published").out.splitlines()
+    assert next(line for line in listed if line.startswith("ASASR COCO")).split()[2:4] == ["evaluate-task", "detection"]
+    done = call("published", "asasr-efficiency")
+    assert done.out.splitlines()[3].split() == ["ASASR", "19.60", "33.02", "96.2", "2.85", "46.6", "Tab.", "5"]
+    assert "not measured here" in done.out
+    facts = json.loads(call("published", "asasr-backbones", "--json").out)
+    assert facts["rows"][3]["method"] == "SDXL, +SSR+AMG"
+    assert facts["rows"][3]["scores"]["psnr_y"] == {"value": 19.92, "decimals": 2, "table": "Tab. 6", "spread": None}
+    assert "ASASR old films" in [each["name"] for each in json.loads(call("published", "--json").out)]
+    wrong = call("published", "realsr")
+    assert wrong.code == 1 and "there are ASASR RealSR, DP2O-SR RealSR, StrSR RealSR" in wrong.errors[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--gt", "gt", "--sr", "dim", "--published", "asasr-coco"), "`alignsr evaluate-task detection` measures it"),
+        (("--gt", "gt", "--sr", "dim", "--metrics", "aesop,asasr"), "expected protocols that leave out one border"),
         (("--gt", "gt"), "either --sr DIR, or --model NAME with --lq DIR, got neither"),
         (("--gt", "gt", "--sr", "dim", "--model", "bicubic"), "either --sr DIR, or --model NAME with --lq DIR, got both"),
         (("--gt", "gt", "--model", "bicubic"), "got --model bicubic without --lq"),

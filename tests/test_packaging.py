@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CODE_FOLDERS = ("core", "train", "nodes", "runner", "cli")
 ROOT_FILES = ("__init__.py", "__main__.py")
 DATA_FOLDERS = ("core/assets", "configs", "web", "workflows")
-DATA_FILES = ("core/metrics/published.json",)
+DATA_FILES = tuple(f"core/metrics/published-{paper}.json" for paper in ("aesop", "asasr", "dp2o-sr", "strsr"))
 HEAVY = "diffusers transformers peft pyiqa torchvision comfy folder_paths spandrel timm accelerate skimage scipy matplotlib cv2"
 NOT_SOURCE = shutil.ignore_patterns(
     ".git", ".venv*", "venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis", "outputs", "out", "runs"

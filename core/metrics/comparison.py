@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .published import PublishedRow, find_set, published_data, published_rows
-from .scoring import spec_of
+from .published import PublishedRow, find_set, published_rows, published_set
+from .quantities import column_of
 from .spec import MetricSpec
 from .table import Table, aligned, csv_number, escape, markdown_lines, plain_number
 
@@ -64,7 +64,7 @@ class Comparison:
     def columns(self) -> tuple[MetricSpec, ...]:
         """Metrics with a number: measured for at least one method, or published."""
         found = {name for table in self.tables for name in table.mean()} | {n for row in self.published for n in row.scores}
-        return tuple(spec_of(name) for name in self.metrics if name in found)
+        return tuple(column_of(name) for name in self.metrics if name in found)
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows: method, a cell per column ("missing" where a metric could not run), where the numbers are from."""
@@ -77,7 +77,7 @@ class Comparison:
             rows.append([table.title, *values, f"{MEASURED}, {count}"])
         for row in self.published:
             scores = [row.scores.get(spec.name) for spec in self.columns]
-            values = [f"{score.value:.{score.decimals}f}" if score else "" for score in scores]
+            values = [score.text if score else "" for score in scores]
             rows.append([row.method, *values, f"{PUBLISHED}, {row.source}"])
         return header, rows
 
@@ -107,20 +107,25 @@ class Comparison:
             if not self.published:
                 result.append(f"published: nothing on {self.dataset} for these metrics")
             result += self._doubts()
-            result.append(f"published: {self.dataset}, as printed in {published_data()['source']}; not measured here")
+            result.append(f"published: {self.dataset}, as printed in {published_set(self.dataset).source}; not measured here")
         return result
 
     def _doubts(self) -> list[str]:
         """Why the published rows may not be comparable with the measured ones."""
-        lines: list[str] = []
-        size = published_data()["images"].get(self.dataset)
-        other = [f"{table.title} was scored on {len(table.rows)}" for table in self.tables if len(table.rows) != size]
-        if size is not None and other:
+        facts = published_set(self.dataset)
+        lines = [f"published: {note}" for note in facts.notes]
+        if facts.input:
+            sizes = list(dict.fromkeys(size for table in self.tables for size in table.sizes))
+            more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
+            lines.append(f"published: {facts.input}" + (f"; scored here: {', '.join(sizes[:3])}{more}" if sizes else ""))
+        other = [f"{table.title} was scored on {len(table.rows)}" for table in self.tables if len(table.rows) != facts.images]
+        if facts.images is not None and other:
             lines.append(
-                f"published: {self.dataset} has {size} images, {', '.join(other)}: measured and published scores do not compare"
+                f"published: {self.dataset} has {facts.images} images, {', '.join(other)}: measured and published scores do not "
+                "compare"
             )
         if any("ae_psnr" in table.mean() for table in self.tables) and any("ae_psnr" in row.scores for row in self.published):
-            lines.append(f"published: AE-PSNR with {published_data()['autoencoder']}; with another one it does not compare")
+            lines.append(f"published: AE-PSNR with {facts.autoencoder}; with another one it does not compare")
         return lines
 
     def points(self, x: str = "psnr_y", y: str | None = None) -> list[Point]:
@@ -143,7 +148,7 @@ class Comparison:
     def perceptual_metric(self) -> str | None:
         """The metric for the vertical axis: LPIPS if measured, else the first other learned one of single images, else LSD."""
         measured = {name for table in self.tables for name in table.mean()}
-        learned = [name for name in self.metrics if spec_of(name).kind == "learned"]
+        learned = [name for name in self.metrics if column_of(name).kind == "learned"]
         return next((name for name in ("lpips", *learned, "lsd") if name in measured), None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,7 +165,7 @@ class Comparison:
                 }
                 for row in self.published
             ],
-            "published_source": published_data()["source"] if self.dataset else None,
+            "published_source": published_set(self.dataset).source if self.dataset else None,
             "images": [
                 {
                     "name": row.name if single else f"{table.title}: {row.name}",
@@ -213,11 +218,15 @@ class Comparison:
         """
         header, rows = self.cells()
         body: list[str] = []
-        for columns in _parts([header, *rows], width):
-            lines, rule = aligned([[line[column] for column in (0, *columns)] for line in (header, *rows)])
+        for lines, rule in fitted([header, *rows], width):
             cut = 2 + len(self.tables)
             body += [*([""] if body else []), *lines[:cut], *([rule, *lines[cut:]] if self.published else [])]
         return "\n".join([*([self.dataset] if self.dataset else []), *body, *self.notes()]) + "\n"
+
+
+def fitted(cells: list[list[str]], width: int = 0) -> list[tuple[list[str], str]]:
+    """A text table as one or, where it is wider than `width` characters, several below one another: (lines, rule) of each."""
+    return [aligned([[line[column] for column in (0, *columns)] for line in cells]) for columns in _parts(cells, width)]
 
 
 def _parts(cells: list[list[str]], width: int) -> list[list[int]]:
@@ -237,7 +246,9 @@ def _placed(row: list[str], index: int) -> list[tuple[tuple[int, int], str]]:
 
 
 def score_text(spec: MetricSpec, value: float) -> str:
-    """A mean with the digits that AESOP's tables print: three for dB and FID, four for the rest."""
+    """A mean with the digits that the papers print: three for dB and FID, two for percent of a task, four for the rest."""
     if not math.isfinite(value):
         return str(value)
+    if spec.kind == "downstream":
+        return f"{value:.2f}"
     return f"{value:.3f}" if spec.range[1] > 20 and spec.kind != "learned" else f"{value:.4f}"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["distortion", "spectral", "statistic", "autoencoded", "learned", "set"]
+Kind = Literal["distortion", "spectral", "statistic", "autoencoded", "learned", "set", "downstream", "printed"]
 Folder = Literal["pyiqa", "checkpoints", "clip", "home_clip", "hub"]
 
 PYIQA_LICENCE = "PolyForm-Noncommercial-1.0.0 (pyiqa); the weights have licences of their own"
@@ -37,7 +37,8 @@ class MetricSpec:
         name: our name, the key in METRICS.
         title: name for tables, as the papers write it.
         kind: "distortion", "spectral" and "statistic" are ours and need no weights, "autoencoded" is ours and needs an
-            auto-encoder that the caller names, "learned" wraps pyiqa, "set" compares two sets of images.
+            auto-encoder that the caller names, "learned" wraps pyiqa, "set" compares two sets of images. Columns of tables only:
+            "downstream" scores a task on a set of images, "printed" is what papers print and nothing here measures.
         higher_is_better: direction.
         range: (low, high) of possible or, for learned metrics, usual scores; infinities where open.
         crop: "scale" removes a border as wide as the upscale factor before comparing, "none" compares whole images.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .scoring import spec_of
+from .quantities import column_of
 from .spec import MetricSpec
 
 
@@ -36,6 +36,7 @@ class Table:
         missing: metric name -> why it has no score at all.
         problems: one sentence per score or image that is not as it should be.
         remarks: how scores were made where there is a choice.
+        sizes: width x height of the images, each size once, in the order in which they came.
         scale: upscale factor.
         crop: border left out by PSNR and SSIM, in pixels.
         title: name of the run.
@@ -48,6 +49,7 @@ class Table:
     missing: Mapping[str, str] = field(default_factory=dict[str, str])
     problems: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
     scale: int = 4
     crop: int = 4
     title: str = ""
@@ -56,7 +58,7 @@ class Table:
     @property
     def columns(self) -> tuple[MetricSpec, ...]:
         """Facts of the metrics that have scores."""
-        return tuple(spec_of(name) for name in self.metrics if name not in self.missing)
+        return tuple(column_of(name) for name in self.metrics if name not in self.missing)
 
     def mean(self) -> dict[str, float]:
         """Mean per metric over its finite scores (whole sets: their one score); a metric without a finite score is absent."""
@@ -92,8 +94,8 @@ class Table:
             "complete": self.complete,
             "metrics": {
                 name: {
-                    "title": spec_of(name).title,
-                    "higher_is_better": spec_of(name).higher_is_better,
+                    "title": column_of(name).title,
+                    "higher_is_better": column_of(name).higher_is_better,
                     "missing": self.missing.get(name),
                 }
                 for name in self.metrics

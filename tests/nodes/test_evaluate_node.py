@@ -56,6 +56,15 @@ def test_folders_of_the_input_folder_and_published_numbers(host):
     assert host.events[-1] == (4, 4)
 
 
+def test_without_metrics_the_published_set_says_what_is_measured(host):
+    record = json.loads(NODE().evaluate("dim", "", 4, "ASASR DIV2K-Val", gt="gt")[0])
+    assert list(record["metrics"])[:2] == ["psnr_y", "ssim_y"] and "clipiqa+" in record["metrics"]
+    expected = [psnr(read(host, f"dim/p{i}.png"), read(host, f"gt/p{i}.png"), crop=0).item() for i in range(2)]
+    assert record["mean"]["psnr_y"] == pytest.approx(sum(expected) / 2)
+    with pytest.raises(ValueError, match="metrics: expected at least one name"):
+        NODE().evaluate("dim", "", 4, "none", gt="gt")
+
+
 def test_ae_psnr_through_the_socket(host):
     torch.manual_seed(0)
     with torch.inference_mode(False):
