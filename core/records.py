@@ -56,10 +56,22 @@ class Conditioning:
     Attributes:
         embeddings: [B, N, D] token embeddings.
         mask: [B, N] bool, True for tokens that count, or None when all do.
+        pooled: [B, P], what a text encoder says about the whole prompt, for the base models that take it; or None.
     """
 
     embeddings: Tensor
     mask: Tensor | None = None
+    pooled: Tensor | None = None
+
+    def to(self, device: str | Any, dtype: Any = None) -> "Conditioning":
+        """The same on another device, embeddings in another precision where one is named."""
+        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
+        return Conditioning(self.embeddings.to(device, dtype), None if self.mask is None else self.mask.to(device), pooled)
+
+    def rows(self, index: list[int]) -> "Conditioning":
+        """Some of its entries, in that order."""
+        mask, pooled = (None if part is None else part[index] for part in (self.mask, self.pooled))
+        return Conditioning(self.embeddings[index], mask, pooled)
 
 
 @dataclass(frozen=True)
@@ -70,8 +82,10 @@ class Restored:
         sr: restored images, [B, 3, H, W] float32 in [0, 1].
         lq_up: the input resized (bicubic, clamped) to the result's size, same shape: the reference of the colour fix.
         info: facts for reports: backbone, tile size, number of tiles, sigma, ...
+        z: final latents of multi-step restoration, [B, C, h, w] float32, with the padding that the model needs; None elsewhere.
     """
 
     sr: Tensor
     lq_up: Tensor
     info: Mapping[str, Any]
+    z: Tensor | None = None

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from .backbones.base import AnyBackbone, Backbone, DirectBackbone
+from .backbones.base import AnyBackbone, Backbone, Described, DirectBackbone
 from .checks import check_image, check_positive_int, check_range, check_unit_range, did_you_mean
 from .color import apply_color_fix
 from .images import from_model_range, pad_to_multiple, to_model_range, truncate_8bit
@@ -20,7 +20,7 @@ RELEASED_TILE_PX, RELEASED_OVERLAP_PX = 1024, 64  # strsr.md section 1.6
 _OVERSHOOT = 0.5  # of an interpolated input; [0, 255] and [-1, 1] lie beyond it
 
 
-def parameters_like(backbone: AnyBackbone) -> Tensor:
+def parameters_like(backbone: Described) -> Tensor:
     """A parameter of the backbone, to ask for its device and dtype."""
     return next(p for _, module in backbone.modules() for p in module.parameters())
 
@@ -32,12 +32,12 @@ def move(backbone: AnyBackbone, device: str | torch.device, dtype: torch.dtype |
     return backbone
 
 
-def fitting_overlap(backbone: AnyBackbone, tile_px: int) -> int:
+def fitting_overlap(backbone: Described, tile_px: int) -> int:
     """The largest overlap that tiles of `tile_px` should have: half of one, in whole multiples of what the backbone takes."""
     return tile_px // 2 // backbone.spec.size_multiple * backbone.spec.size_multiple
 
 
-def is_latent(backbone: AnyBackbone) -> bool:
+def is_latent(backbone: Described) -> bool:
     """Whether it works on an autoencoder's latents; then it runs in stages, and `mode` counts."""
     return backbone.spec.kind == "flow" and backbone.spec.latent_stride > 1
 
@@ -192,9 +192,7 @@ def restore(
 
 
 def _like(told: Conditioning | None, like: Tensor) -> Conditioning | None:
-    if told is None:
-        return None
-    return Conditioning(told.embeddings.to(like.device, like.dtype), None if told.mask is None else told.mask.to(like.device))
+    return None if told is None else told.to(like.device, like.dtype)
 
 
 def _level(backbone: Backbone, sigma: float | None) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Generator, Tensor
 
-from .backbones.base import Backbone
+from .backbones.base import Backbone, Described
 from .flow import euler_step
 from .images import from_model_range, to_model_range
 from .records import Conditioning
@@ -71,7 +71,7 @@ def rows_of(conditioning: Conditioning | Conditioner | None, batch: int, tiles: 
         if count not in (1, batch):
             raise ValueError(f"conditioning: expected 1 or {batch} entries, one per picture, got {count}; encode these pictures")
         single = conditioning
-        return lambda boxes: _pick(single, [box.sample if count > 1 else 0 for box in boxes])
+        return lambda boxes: single.rows([box.sample if count > 1 else 0 for box in boxes])
     told = [conditioning(sample, tiles, scale) for sample in range(batch)]
     place = {start: index for index, start in enumerate(tiles.starts)}
     for entry in told:
@@ -82,20 +82,16 @@ def rows_of(conditioning: Conditioning | Conditioner | None, batch: int, tiles: 
             )
 
     def rows(boxes: Sequence[Box]) -> Conditioning:
-        own = [_pick(one, [place[box.top, box.left] if one.embeddings.shape[0] > 1 else 0]) for box, one in _zip(boxes, told)]
+        own = [one.rows([place[box.top, box.left] if one.embeddings.shape[0] > 1 else 0]) for box, one in _zip(boxes, told)]
         mask = None if own[0].mask is None else torch.cat([one.mask for one in own if one.mask is not None])
-        return Conditioning(torch.cat([one.embeddings for one in own]), mask)
+        pooled = None if own[0].pooled is None else torch.cat([one.pooled for one in own if one.pooled is not None])
+        return Conditioning(torch.cat([one.embeddings for one in own]), mask, pooled)
 
     return rows
 
 
 def _zip(boxes: Sequence[Box], told: Sequence[Conditioning]) -> list[tuple[Box, Conditioning]]:
     return [(box, told[box.sample]) for box in boxes]
-
-
-def _pick(conditioning: Conditioning, rows: list[int]) -> Conditioning:
-    mask = conditioning.mask
-    return Conditioning(conditioning.embeddings[rows], None if mask is None else mask[rows])
 
 
 def restore_in_stages(
@@ -156,7 +152,7 @@ def restore_in_stages(
 
     def decode(_: Tensor, group: Sequence[Box]) -> Tensor:
         result = from_model_range(backbone.decode(torch.cat([latents.pop(box) for box in group])).float()).to(image.device)
-        _check(result, group, backbone, "when decoding")
+        check_tiles(result, group, backbone, "when decoding")
         report(len(group))
         return result
 
@@ -174,11 +170,12 @@ def _generators(generator: Generator | None, count: int) -> list[Generator | Non
 
 
 def _keep(latents: dict[Box, Tensor], group: Sequence[Box], z: Tensor, backbone: Backbone, where: str) -> None:
-    _check(z, group, backbone, where)
+    check_tiles(z, group, backbone, where)
     latents.update((box, z[i : i + 1]) for i, box in enumerate(group))
 
 
-def _check(x: Tensor, group: Sequence[Box], backbone: Backbone, where: str) -> None:
+def check_tiles(x: Tensor, group: Sequence[Box], backbone: Described, where: str) -> None:
+    """Raise FloatingPointError when a tile holds NaN or infinity; the message names model, stage, tile and sample."""
     finite = torch.isfinite(x)
     if bool(finite.all()):
         return

@@ -2,11 +2,30 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Generator, Tensor, nn
 
 from ..records import Conditioning
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a multi-step model was published to be sampled.
+
+    Attributes:
+        steps: network steps.
+        sampler: a key of `schedules.SAMPLERS`.
+        guidance: its strength; 1 is none.
+        guidance_kind: `embedded`: the model takes it as an input; `classifier_free`: two answers per step; `none`.
+        negative_prompt: what the second answer is told.
+    """
+
+    steps: int = 28
+    sampler: str = "euler"
+    guidance: float = 1.0
+    guidance_kind: Literal["none", "embedded", "classifier_free"] = "none"
+    negative_prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,6 +52,7 @@ class BackboneSpec:
             (a = -0.75).
         identity: (gain, offset): gain z + offset is the state that decodes to the encoded input z. Other than (1, 0) where
             one-step weights have learned that map together with the restoration.
+        sampling: how it is sampled from noise; None where nothing was published, or for one-step models.
     """
 
     name: str
@@ -52,6 +72,7 @@ class BackboneSpec:
     files: tuple[str, ...] = ()
     is_antialiased: bool = True
     identity: tuple[float, float] = (1.0, 0.0)
+    sampling: Sampling | None = None
 
     def tokens(self, height: int, width: int) -> int:
         """Image tokens of a tile of that size on the model's input grid; 0 for models without tokens."""
@@ -60,6 +81,25 @@ class BackboneSpec:
     def tile_bytes(self, tile_px: int, bytes_per_parameter: float = 2.0) -> int:
         """Memory that weights and the activations of one square tile need together, a rough upper value."""
         return int(self.parameters * bytes_per_parameter) + self.bytes_per_pixel * tile_px**2
+
+
+class Described(Protocol):
+    """What all models have: facts and modules."""
+
+    spec: BackboneSpec
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Named modules."""
+        ...
+
+
+@runtime_checkable
+class Adjustable(Protocol):
+    """A model that takes guidance as an input or has a control branch."""
+
+    def adjusted(self, *, guidance: float, control_scale: float) -> Any:
+        """The same modules, used with these numbers."""
+        ...
 
 
 @runtime_checkable
