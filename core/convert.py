@@ -54,7 +54,7 @@ def convert(
     """Read, check and write an adapter.
 
     Args:
-        source: `state_dict.pth`, the folder it lies in with `projector.pth`, or a safetensors file of ours.
+        source: `state_dict.pth`, the folder it lies in with `projector.pth`, or any other that `read_adapter` takes.
         out: a .safetensors file.
         file_format: `alignsr` (with projector and facts), `comfyui` (for ComfyUI's LoRA loader, matrices alone) or `diffusers`
             (for its pipelines).

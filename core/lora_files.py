@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .lora import LORA_TARGETS, Adapter
+from .lora_names import from_foreign, is_foreign
 from .weights import MissingModelError, WeightsError, check_state, load_state_dict, read_info, save_weights
 
 # what the released weights were made with and do not say themselves: specification strsr.md, sections 1.4, 1.5 and 5
@@ -26,7 +27,9 @@ _PARTS = ("lora", "projector")
 def read_adapter(path: str | Path) -> Adapter:
     """Read an adapter: our safetensors file, or `state_dict.pth` as released (or the folder it lies in) with `projector.pth`.
 
-    A file that we wrote for diffusers is read back too, without the projector. Pickle files are read under `weights_only=True`.
+    Files that we wrote for diffusers or for ComfyUI are read back too, without the projector, and so are adapters of other
+    programs under ComfyUI's, kohya's or the original checkpoints' names; such a one is made for the base model and says nothing
+    of latents and noise level. Pickle files are read under `weights_only=True`.
 
     Raises:
         MissingModelError: nothing there.
@@ -42,6 +45,8 @@ def read_adapter(path: str | Path) -> Adapter:
         projector = file.with_name("projector.pth")
         return from_released(file, projector if projector.is_file() else None)
     info, state = read_info(file), load_state_dict(file)
+    if is_foreign(state) or info.get("layout") == "comfyui":
+        return _from_foreign(state, info, str(file))
     if info.get("architecture") != "lora":
         return _described(_canonical(state), {}, str(file))
     if info.get("layout") == "diffusers":
@@ -71,6 +76,17 @@ def from_released(state_dict: str | Path, projector: str | Path | None = None) -
     return _described(state, layers, str(state_dict))
 
 
+def _from_foreign(state: Mapping[str, Tensor], info: Mapping[str, Any], source: str) -> Adapter:
+    """An adapter of another program, or one that we wrote for ComfyUI, whose header still says what it was made for."""
+    named, rank, alpha = from_foreign(state, source)
+    if info.get("architecture") == "lora":
+        return Adapter(named, info, {}, source)
+    layers = sorted({name.rsplit(".lora_", 1)[0] for name in named})
+    return Adapter(
+        named, {"backbone": _kind_of(layers, named, source), "rank": rank, "alpha": alpha, "targets": layers}, {}, source
+    )
+
+
 def _canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -82,19 +98,19 @@ def _canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _described(state: dict[str, Tensor], projector: Mapping[str, Tensor], source: str) -> Adapter:
     downs = {name.removesuffix(".lora_A.weight"): tensor for name, tensor in state.items() if name.endswith(".lora_A.weight")}
-    kinds = [
-        kind for kind, start in (("flux2_klein", "single_transformer_blocks."), ("z_image", "layers.")) if _any(downs, start)
-    ]
-    if len(kinds) != 1:
-        found = ", ".join(sorted(state)[:3])
-        raise WeightsError(f"{source}: expected an adapter of {' or '.join(LORA_TARGETS)}, got {found}; choose another file")
-    kind = kinds[0]
+    kind = _kind_of(downs, state, source)
     info = {"backbone": kind, "rank": int(next(iter(downs.values())).shape[0]), "targets": list(LORA_TARGETS[kind])}
     return Adapter(state, {**info, "alpha": info["rank"], **RELEASED[kind]}, projector, source)
 
 
-def _any(names: Iterable[str], start: str) -> bool:
-    return any(name.startswith(start) for name in names)
+def _kind_of(layers: Iterable[str], state: Mapping[str, Tensor], source: str) -> str:
+    """The backbone whose blocks the layers lie in."""
+    starts = {"flux2_klein": ("single_transformer_blocks.", "transformer_blocks."), "z_image": ("layers.", "noise_refiner.")}
+    kinds = [kind for kind, start in starts.items() if any(layer.startswith(start) for layer in layers)]
+    if len(kinds) != 1:
+        found = ", ".join(sorted(state)[:3])
+        raise WeightsError(f"{source}: expected an adapter of {' or '.join(LORA_TARGETS)}, got {found}; choose another file")
+    return kinds[0]
 
 
 def check_projector(state: Mapping[str, Tensor], source: str, width: int | None = None) -> int:
@@ -152,7 +168,7 @@ def comfy_name(backbone: str, layer: str) -> str:
 
 
 def export_for_comfy(path: str | Path, adapter: Adapter, dtype: torch.dtype | None = None) -> Path:
-    """Write an adapter in the key format that ComfyUI's own LoRA loader understands, with its alpha.
+    """Write an adapter in the key format that ComfyUI's own LoRA loader understands, with its alpha and our facts in the header.
 
     Args:
         path: a .safetensors file, for ComfyUI's models/loras.
@@ -165,7 +181,7 @@ def export_for_comfy(path: str | Path, adapter: Adapter, dtype: torch.dtype | No
         target = comfy_name(str(adapter.info["backbone"]), layer)
         tensors[f"{target}.{half}.weight"] = tensor if dtype is None else tensor.to(dtype)
         tensors[f"{target}.alpha"] = torch.tensor(adapter.scale * adapter.rank)
-    return save_weights(path, tensors)
+    return save_weights(path, tensors, {**adapter.info, "architecture": "lora", "layout": "comfyui", "options": {}})
 
 
 def export_for_diffusers(path: str | Path, adapter: Adapter, dtype: torch.dtype | None = None) -> Path:

@@ -45,7 +45,8 @@ class LoadLoRA:
 
     CATEGORY = "AlignSR/models"
     DESCRIPTION = (
-        "Reads the adapter of a large one-step model: one of our files, or the released pair state_dict.pth and projector.pth."
+        "Reads the adapter of a large one-step model: one of our files, the released pair state_dict.pth and projector.pth, or a "
+        "LoRA of FLUX.2 [klein] or Z-Image as ComfyUI's own loader takes it."
     )
     FUNCTION = "load"
     RETURN_TYPES = (LORA, "STRING")

@@ -167,3 +167,27 @@ def adapter_for(kind: str, *, zero_b: bool = False, alpha: float = 2 * RANK, lat
     info = {"backbone": kind, "rank": RANK, "alpha": alpha, "targets": list(LORA_TARGETS[kind]), "start_sigma": 0.8}
     info["latents"] = latents or ("native" if kind == "flux2_klein" else "scaled")
     return Adapter(state, info, source="test adapter")
+
+
+def original_lora(kind: str, *, flat: bool = False) -> dict[str, torch.Tensor]:
+    """An adapter as trainers of the original checkpoints write it: fused qkv, ranks and alphas that differ from layer to layer.
+
+    Args:
+        kind: of the tiny model.
+        flat: kohya's names, with underscores for dots, in place of ComfyUI's.
+    """
+    blocks = ("double_blocks.", "single_blocks.", "layers.", "noise_refiner.", "context_refiner.")
+    weights = {
+        name.removesuffix(".weight"): tensor
+        for name, tensor in ORIGINAL[kind](dict(tiny(kind).transformer.state_dict())).items()
+        if name.startswith(blocks) and tensor.ndim == 2 and "adaLN" not in name
+    }
+    state: dict[str, torch.Tensor] = {}
+    for n, (name, weight) in enumerate(sorted(weights.items())):
+        rank = 2 + n % 2
+        key = f"lora_unet_{name.replace('.', '_')}" if flat else f"diffusion_model.{name}"
+        state[f"{key}.lora_down.weight"] = 0.1 * torch.randn(rank, weight.shape[1], generator=seed(2 * n))
+        state[f"{key}.lora_up.weight"] = 0.1 * torch.randn(weight.shape[0], rank, generator=seed(2 * n + 1))
+        if n % 3:
+            state[f"{key}.alpha"] = torch.tensor(float(n))
+    return state

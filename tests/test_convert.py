@@ -82,7 +82,8 @@ def test_command_writes_one_file_with_facts(kind: str, tmp_path: Path) -> None:
     for a, b in ((before.state, after.state), (before.projector, after.projector)):
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
     again = call("models", "convert", path, "-o", tmp_path / "comfy.safetensors", "--format", "comfyui", "--precision", "bf16")
-    assert again.code == 0 and read_info(tmp_path / "comfy.safetensors") == {}
+    assert again.code == 0 and read_info(tmp_path / "comfy.safetensors")["layout"] == "comfyui"
+    assert read_adapter(tmp_path / "comfy.safetensors").info["latents"] == info["latents"]
     assert "no projector" not in again.err and f"{VALUES[kind][0]} layers" in again.err
 
 

@@ -1,0 +1,83 @@
+"""Adapters under other programs' names give the weights that those programs would give."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from latent_helpers import ORIGINAL, adapter_for, original_lora
+from safetensors.torch import save_file
+
+from alignsr.core.backbones import open_backbone
+from alignsr.core.backbones.latent import tiny
+from alignsr.core.lora_files import export_for_comfy, read_adapter
+from alignsr.core.weights import WeightsError
+
+KINDS = list(ORIGINAL)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_we_wrote_for_comfyui_is_read_back_with_its_facts(kind: str, tmp_path: Path) -> None:
+    adapter = adapter_for(kind, latents="native" if kind == "flux2_klein" else "raw")
+    again = read_adapter(export_for_comfy(tmp_path / "c.safetensors", adapter))
+    assert again.state.keys() == adapter.state.keys()
+    assert all(torch.equal(again.state[name], adapter.state[name]) for name in adapter.state)
+    assert again.scale == adapter.scale and again.rank == adapter.rank and not again.projector
+    assert {key: again.info[key] for key in adapter.info} == adapter.info
+    opened = open_backbone(kind, "tiny", precision="fp32", lora=tmp_path / "c.safetensors")
+    assert opened.latents == adapter.info["latents"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("flat", [False, True])
+def test_fused_layers_ranks_and_alphas_of_other_trainers(kind: str, flat: bool, tmp_path: Path) -> None:
+    """W + alpha / rank B A on the fused weights of the original layout is what merging gives, layer by layer."""
+    state = original_lora(kind, flat=flat)
+    save_file(state, tmp_path / "other.safetensors")
+    network = tiny(kind).transformer
+    before = ORIGINAL[kind]({name: tensor.clone() for name, tensor in network.state_dict().items()})
+    adapter = read_adapter(tmp_path / "other.safetensors")
+    assert adapter.info["backbone"] == kind and adapter.rank == 3 and "latents" not in adapter.info
+    adapter.merge_into(network)
+    after = ORIGINAL[kind](dict(network.state_dict()))
+    changed = 0
+    for name, weight in before.items():
+        layer = name.removesuffix(".weight")
+        key = f"lora_unet_{layer.replace('.', '_')}" if flat else f"diffusion_model.{layer}"
+        wanted = weight
+        if f"{key}.lora_down.weight" in state:
+            down, up = state[f"{key}.lora_down.weight"], state[f"{key}.lora_up.weight"]
+            wanted = weight + float(state.get(f"{key}.alpha", torch.tensor(down.shape[0]))) / down.shape[0] * up @ down
+            changed += 1
+        torch.testing.assert_close(after[name], wanted, atol=1e-5, rtol=1e-5)
+    assert changed == len({name.split(".lora_")[0] for name in state if ".lora_" in name})
+
+
+def test_diffusers_names_of_part_of_the_layers(tmp_path: Path) -> None:
+    layer = "transformer_blocks.0.attn.to_out.0"
+    down, up = torch.randn(4, 32), torch.randn(32, 4)
+    state = {f"lora_transformer_{layer.replace('.', '_')}.lora_down.weight": down}
+    save_file({**state, f"lora_transformer_{layer.replace('.', '_')}.lora_up.weight": up}, tmp_path / "part.safetensors")
+    network = tiny("flux2_klein").transformer
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    read_adapter(tmp_path / "part.safetensors").merge_into(network)
+    after = network.state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == [f"{layer}.weight"]
+    torch.testing.assert_close(after[f"{layer}.weight"], before[f"{layer}.weight"] + up @ down)
+
+
+def test_what_is_not_read_is_named(tmp_path: Path) -> None:
+    good = original_lora("z_image")
+    first = next(name for name in good if name.endswith("lora_down.weight"))
+    base = first.removesuffix(".lora_down.weight")
+    for name, state, message in (
+        ("lokr", {**good, f"{base}.lokr_w1": torch.zeros(1)}, r"got diffusion_model\..*lokr_w1; LoKr, LoHa and DoRA"),
+        ("outer", {**good, "diffusion_model.final_layer.lora_up.weight": torch.zeros(1)}, "layers outside the blocks"),
+        ("half", {key: tensor for key, tensor in good.items() if key != first}, "expected two matrices per layer, got one for"),
+        ("kind", {"diffusion_model.blocks.0.a.lora_up.weight": torch.zeros(1)}, "in the transformer's blocks, got"),
+    ):
+        save_file(state, tmp_path / f"{name}.safetensors")
+        with pytest.raises(WeightsError, match=rf"{name}\.safetensors: .*{message}"):
+            read_adapter(tmp_path / f"{name}.safetensors")
+    save_file(original_lora("flux2_klein"), tmp_path / "flux.safetensors")
+    with pytest.raises(ValueError, match=r"lora: expected an adapter of z_image, .* is one of flux2_klein"):
+        open_backbone("z_image", "tiny", lora=tmp_path / "flux.safetensors")
