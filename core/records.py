@@ -1,7 +1,7 @@
 """Frozen bundles that travel between functions: named fields instead of tuples whose length depends on flags."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +24,49 @@ class PairBatch:
     def to(self, device: str | Any, *, non_blocking: bool = False) -> "PairBatch":
         """The same batch on another device; `non_blocking` lets a GPU copy from page-locked memory while it computes."""
         return PairBatch(self.lq.to(device, non_blocking=non_blocking), self.gt.to(device, non_blocking=non_blocking), self.names)
+
+    def pin_memory(self) -> "PairBatch":
+        """The same batch in page-locked memory."""
+        return PairBatch(self.lq.pin_memory(), self.gt.pin_memory(), self.names)
+
+
+@dataclass(frozen=True)
+class PreferenceBatch:
+    """Preference pairs for training: of each picture one result that is preferred to another one.
+
+    Attributes:
+        chosen: preferred results, final latents of the sampler [B, C, y, x] float32; pictures [B, 3, H, W] in [0, 1] where no
+            latents were kept (`are_latents`).
+        rejected: the others, same shape and kind.
+        lq: low-resolution inputs, [B, 3, h, w] float32 in [0, 1].
+        weights: [B] float32, how much each pair counts; 1 on average over the table.
+        gaps: [B] float32, difference of their rewards, >= 0.
+        pairs: [B] int64, rows of the pair table.
+        names: of the pictures.
+        prompts: what the sampled model was told about each.
+        are_latents: whether `chosen` and `rejected` are latents.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    lq: Tensor
+    weights: Tensor
+    gaps: Tensor
+    pairs: Tensor
+    names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    are_latents: bool = True
+
+    def to(self, device: str | Any, *, non_blocking: bool = False) -> "PreferenceBatch":
+        """The same batch on another device, as `PairBatch.to`."""
+        return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in self._tensors().items()})
+
+    def pin_memory(self) -> "PreferenceBatch":
+        """The same batch in page-locked memory."""
+        return replace(self, **{name: value.pin_memory() for name, value in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)

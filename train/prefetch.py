@@ -64,7 +64,7 @@ class Prefetch:
 
     def _make(self, first_index: int, size: int) -> PairBatch:
         batch = self.data.batch(first_index, size)
-        return PairBatch(batch.lq.pin_memory(), batch.gt.pin_memory(), batch.names) if self.pin else batch
+        return batch.pin_memory() if self.pin else batch
 
 
 def _single_threaded_workers(count: int) -> ThreadPoolExecutor:
