@@ -1,6 +1,6 @@
 """Plots: loss curves, radial spectra, methods in a plane; drawn by matplotlib without its global state."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -22,6 +22,34 @@ def _to_image(figure: Any) -> Image.Image:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
+
+
+def panels(
+    draws: Mapping[str, Callable[[Any], None]], *, columns: int = 3, cell: tuple[float, float] = (4.6, 3.4)
+) -> Image.Image:
+    """Several plots in a grid.
+
+    Args:
+        draws: title -> function that draws into matplotlib's axes.
+        columns: plots per row.
+        cell: width and height of one in units of 100 pixels.
+
+    Raises:
+        ValueError: no plot.
+    """
+    if not draws:
+        raise ValueError("draws: expected at least one plot, got none; pass title -> function")
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(draws))
+    rows = -(-len(draws) // columns)
+    figure = Figure(figsize=(cell[0] * columns, cell[1] * rows), dpi=100, layout="constrained")
+    for number, (title, draw) in enumerate(draws.items(), start=1):
+        axes: Any = figure.add_subplot(rows, columns, number)
+        draw(axes)
+        axes.set_title(title, fontsize=11)
+        axes.grid(alpha=0.3)
+    return _to_image(figure)
 
 
 def curves(series: Mapping[str, Points], *, x_label: str, title: str, y_label: str = "", log_y: bool = False) -> Image.Image:

@@ -10,6 +10,7 @@ from .run import STAGES, CandidatesResult, run_candidates
 from .sample import sample_candidates
 from .score import Scores, read_scores, score_candidates
 from .store import CandidateStore
+from .study import Study, study_folder, study_scores
 
 __all__ = [
     "STAGES",
@@ -19,6 +20,7 @@ __all__ = [
     "Curation",
     "Scores",
     "SilentWatch",
+    "Study",
     "Team",
     "Watch",
     "build_candidates_config",
@@ -29,4 +31,6 @@ __all__ = [
     "run_candidates",
     "sample_candidates",
     "score_candidates",
+    "study_folder",
+    "study_scores",
 ]

@@ -18,8 +18,8 @@ TINY_PIXEL: dict[str, Any] = {
 
 def open_model(
     config: CandidatesConfig, device: torch.device, folders: Sequence[str | Path] = ()
-) -> Callable[[Group, Sequence[int]], tuple[Tensor, Tensor]]:
-    """What draws candidates with the config's model.
+) -> tuple[Callable[[Group, Sequence[int]], tuple[Tensor, Tensor]], dict[str, Any]]:
+    """What draws candidates with the config's model, and facts about that.
 
     Raises:
         MissingModelError, WeightsError: the model is missing or does not fit.
@@ -47,7 +47,7 @@ def open_model(
         assert restored.z is not None
         return restored.sr, restored.z
 
-    return draw
+    return draw, {"name": backbone.spec.name, "parameters": backbone.spec.parameters, "licence": backbone.spec.licence}
 
 
 def _backbone(config: CandidatesConfig, folders: Sequence[str | Path]) -> Any:

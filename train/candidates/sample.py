@@ -1,5 +1,6 @@
 """Stage 1 of pipeline A: candidates of every picture, shard by shard; what is finished is not done again."""
 
+import json
 import logging
 import shutil
 import time
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ...core.images import quantize_8bit
 from ...core.pictures import contact_sheet
+from ...core.weights import write_atomic
 from ..data import sample_seed
 from .config import CandidatesConfig
 from .elsewhere import read_candidates
@@ -21,6 +23,7 @@ from .sources import Group, GroupSource
 from .store import FOLDER, Candidates, CandidateStore
 
 LOGGER = logging.getLogger("alignsr")
+MODEL = "model.json"  # facts of what was sampled: its size decides what a study recommends
 PREVIEW_EVERY_S = 5.0
 SHOWN = 8  # candidates of a preview
 
@@ -95,7 +98,7 @@ def sample_candidates(
     mine, done = team.share(missing), store.shards - len(missing)
     if done and team.is_main:
         LOGGER.info("%s: %d of %d shards are there", folder, done, store.shards)
-    make = _maker(config, team, model_folders, draw) if mine else None
+    make = _maker(config, folder, team, model_folders, draw) if mine else None
     shown = 0.0
     for number, shard in enumerate(mine):
         groups: list[Candidates] = []
@@ -113,13 +116,18 @@ def sample_candidates(
 
 
 def _maker(
-    config: CandidatesConfig, team: Team, model_folders: Sequence[str | Path], draw: Draw | None
+    config: CandidatesConfig, folder: Path, team: Team, model_folders: Sequence[str | Path], draw: Draw | None
 ) -> Callable[[Group], Candidates]:
     """What gives a picture its candidates: a model, or a folder of pictures made elsewhere."""
     if config.data.candidates:
-        folder, most = Path(config.data.candidates).expanduser(), config.sampling.candidates
-        return lambda group: read_candidates(folder, group, most)
-    found = draw or open_model(config, team.device, model_folders)
+        made, most = Path(config.data.candidates).expanduser(), config.sampling.candidates
+        return lambda group: read_candidates(made, group, most)
+    found = draw
+    if found is None:
+        found, facts = open_model(config, team.device, model_folders)
+        if team.is_main:
+            text = json.dumps(facts, indent=1) + "\n"
+            write_atomic(folder / MODEL, lambda part: part.write_text(text, encoding="utf-8"))
     return lambda group: make_group(config, group, found)
 
 
