@@ -16,7 +16,7 @@ def convert(
         Path,
         typer.Argument(
             metavar="FILE_OR_FOLDER",
-            help="state_dict.pth, the folder that holds it and projector.pth, or a safetensors file of ours or of ComfyUI's names.",
+            help="state_dict.pth, the folder that holds it and projector.pth, or a safetensors file, ours or ComfyUI's.",
         ),
     ],
     out: Annotated[
