@@ -123,6 +123,7 @@ def upscale(
                 tile_px=fitting[0],
                 overlap_px=overlap_px,
                 color_fix=color_fix,
+                device=where,
                 on_tile=on_tile,
                 is_oom=host.is_oom,
                 notify=out_of_memory,

@@ -23,6 +23,8 @@ from .records import Conditioning, Restored
 from .restore import fitting_overlap, is_latent, restore, tiles_for
 from .staged import Conditioner
 
+LARGEST_PICTURE_BYTES = 2**31  # what a picture's own maps may take of a device: that of a result of 4096 x 5400
+_PICTURE_MAPS = 8  # float32 maps of three channels that live at once: input, enlarged, padded, blended, and steps between
 STOPPING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no later file of a job can be written either
 
 
@@ -216,6 +218,7 @@ def restore_picture(
     conditioning: Conditioning | Conditioner | None = None,
     mode: str = "best",
     seed: int = 0,
+    device: str | torch.device | None = None,
     on_tile: Callable[[int, int], None] | None = None,
     is_oom: Callable[[BaseException], bool] = is_out_of_memory,
     notify: Callable[[str], None],
@@ -238,6 +241,8 @@ def restore_picture(
         conditioning: see `restore`.
         mode: see `restore`.
         seed: of what parity mode draws; every try and every picture of the batch starts from it.
+        device: where pictures are enlarged, cut and put together, usually the backbone's: on a processor that takes longer than
+            a large GPU needs for the model. None, very large pictures and new tries after memory ran out: where they lie.
         on_tile: see `restore`.
         is_oom: see `with_oom_retry`.
         notify: told, in one line, when memory ran out and a smaller tile is tried.
@@ -248,13 +253,15 @@ def restore_picture(
     check_image(pixels, "pixels")
     check_positive_int(scale, "scale", high=16)
     parts, first = split_channels(pixels), largest_tile(backbone, pixels, scale, tile_px, mode)
+    home = parts.rgb.device
+    place = home if device is None or picture_bytes(pixels, scale) > LARGEST_PICTURE_BYTES else torch.device(device)
 
     def run(tile: int) -> Restored:
         is_retry = tile < first
         with torch.no_grad():
             return restore(
                 backbone,
-                parts.rgb,
+                parts.rgb.to(home if is_retry else place),
                 scale=scale,
                 tile_px=tile if is_retry else tile_px,
                 overlap_px=min(overlap_px, fitting_overlap(backbone, tile)) if is_retry else overlap_px,
@@ -269,7 +276,14 @@ def restore_picture(
             )
 
     done = with_oom_retry(run, first, is_oom=is_oom, notify=notify)
-    return Restored(join_channels(done.sr, parts), join_channels(done.lq_up, parts), done.info)
+    sr, lq_up = done.sr.to(home), done.lq_up.to(home)
+    return Restored(join_channels(sr, parts), join_channels(lq_up, parts), done.info)
+
+
+def picture_bytes(pixels: Tensor, scale: int) -> int:
+    """Memory that enlarging pictures needs beside the model: a few maps of the result's size."""
+    batch, _, height, width = pixels.shape
+    return _PICTURE_MAPS * batch * 3 * 4 * height * width * scale**2
 
 
 def largest_tile(backbone: AnyBackbone, pixels: Tensor, scale: int, tile_px: int = 0, mode: str = "best") -> int:

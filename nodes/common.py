@@ -132,8 +132,9 @@ class JobBar:
 def in_turns(backbone: Any, device: torch.device, host: Host, activation_bytes: int) -> Iterator[Any]:
     """A model whose modules take turns on the device for the time of the block; at its end none is left there."""
     from ..core.backbones.offload import OffloadedBackbone, Residency
+    from ..core.borrowed import nbytes
 
-    largest = max(sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for _, m in backbone.modules())
+    largest = max(nbytes(module) for _, module in backbone.modules())
     if device.type != "cpu":
         host.free_memory(largest + activation_bytes)
     turns = Residency(device)
@@ -147,19 +148,18 @@ def in_turns(backbone: Any, device: torch.device, host: Host, activation_bytes: 
 
 @contextmanager
 def on_device(backbone: Any, device: torch.device, host: Host, vram_bytes: int) -> Iterator[Any]:
-    """Move a model to the device for the time of the block, and back to the CPU at its end."""
-    from ..core.restore import move
+    """A frozen model on the device for the time of the block; what lies at home stays there and is in place again at its end."""
+    from ..core.borrowed import Borrowed
 
     if device.type != "cpu":
         host.free_memory(vram_bytes)
+    borrowed = [Borrowed(module, device) for _, module in backbone.modules()]
     try:
-        with torch.inference_mode(False):  # parameters made in inference mode could never be trained or moved freely again
-            move(backbone, device)
         yield backbone
     finally:
+        for module in borrowed:
+            module.give_back()
         if device.type != "cpu":
-            with torch.inference_mode(False):
-                move(backbone, "cpu")
             host.soft_empty_cache()
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.batch import largest_tile, restore_picture
+from ..core.batch import LARGEST_PICTURE_BYTES, largest_tile, picture_bytes, restore_picture
+from ..core.borrowed import nbytes
 from ..core.color import COLOR_FIXES, apply_color_fix
 from ..core.images import bchw_to_bhwc, quantize_8bit
 from ..core.resize import bicubic
@@ -176,10 +177,12 @@ class OneStepSR:
             host.check_interrupt()
 
         activations = batch_size * largest_tile(model.backbone, pixels, scale, tile_px, mode) ** 2 * spec.bytes_per_pixel
+        activations += min(picture_bytes(pixels, scale), LARGEST_PICTURE_BYTES)
         if model.offload:
             held = in_turns(model.backbone, device, host, activations)
         else:
-            held = on_device(model.backbone, device, host, 4 * spec.parameters + activations)
+            weights = nbytes(*(module for _, module in model.backbone.modules()))
+            held = on_device(model.backbone, device, host, weights + activations)
         told = conditioning if spec.conditioning_dim else None
         host.check_interrupt()
         with held as backbone, input_names(pixels="image", lq="image", method="color_fix"):
@@ -196,6 +199,7 @@ class OneStepSR:
                 conditioning=told,
                 mode=mode,
                 seed=seed,
+                device=device,
                 on_tile=JobBar(host, "restoring"),
                 is_oom=host.is_oom,
                 notify=notify,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from ..borrowed import Borrowed
 from ..records import Conditioning
 from .latent import LatentBackbone
 
@@ -13,33 +14,31 @@ from .latent import LatentBackbone
 class Residency:
     """Keeps at most one of the modules it is asked for on a device; the others wait at home.
 
-    Share one instance between a backbone and the vision-language model that conditions it, and the two never lie there together.
+    Modules are frozen: what lies at home stays there while a copy works, and leaving costs nothing (`core.borrowed`). Share one
+    instance between a backbone and the vision-language model that conditions it, and the two never lie there together.
 
     Args:
         device: where the module at work goes.
-        home: where it goes when another one is asked for.
     """
 
-    def __init__(self, device: str | torch.device, home: str | torch.device = "cpu") -> None:
+    def __init__(self, device: str | torch.device) -> None:
         self.device = torch.device(device)
-        self.home = torch.device(home)
         self.resident: nn.Module | None = None
+        self._borrowed: Borrowed | None = None
 
     def use(self, module: nn.Module) -> None:
         """Bring a module to the device, after the one before it has left."""
         if module is self.resident:
             return
         self.leave()
-        with torch.inference_mode(False):  # parameters that move under it would be of no use outside it
-            nn.Module.to(module, device=self.device)
+        self._borrowed = Borrowed(module, self.device)
         self.resident = module
 
     def leave(self) -> None:
         """Send the resident module home, for example before another program needs the device."""
-        if self.resident is not None:
-            with torch.inference_mode(False):
-                nn.Module.to(self.resident, device=self.home)
-            self.resident = None
+        if self._borrowed is not None:
+            self._borrowed.give_back()
+        self.resident = self._borrowed = None
 
 
 class OffloadedBackbone:

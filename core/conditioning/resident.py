@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from ..borrowed import Borrowed
 from ..checks import check_positive_int, did_you_mean
 
 Keep = Literal["device", "home", "nothing"]
@@ -58,16 +59,17 @@ class OnDemand(Generic[Held]):
         self.load, self.keep, self.turns = load, keep, turns
         self.device = torch.device(device) if turns is None else turns.device
         self.held: Held | None = None
+        self._borrowed: Borrowed | None = None
 
     @contextmanager
     def working(self) -> Generator[Held]:
         """The model on its device, for the duration of a `with` block."""
         held = self.load() if self.held is None else self.held
         self.held = held
-        if self.turns is None:
-            _move(held.model, self.device)
-        else:
+        if self.turns is not None:
             self.turns.use(held.model)
+        elif self._borrowed is None:
+            self._borrowed = Borrowed(held.model, self.device)
         try:
             yield held
         finally:
@@ -77,22 +79,17 @@ class OnDemand(Generic[Held]):
         """Give the weights up; the next use loads them again."""
         if self.turns is not None and self.held is not None:
             self.turns.leave()
-        self.held = None
+        self.held = self._borrowed = None
 
     def _rest(self) -> None:
         if self.keep == "nothing":
             self.release()
         elif self.keep == "home" and self.held is not None:
-            if self.turns is None:
-                _move(self.held.model, "cpu")
-            else:
+            if self._borrowed is not None:
+                self._borrowed.give_back()
+                self._borrowed = None
+            elif self.turns is not None:
                 self.turns.leave()
-
-
-def _move(module: nn.Module, device: str | torch.device) -> None:
-    """Parameters that move under inference mode would be of no use outside it."""
-    with torch.inference_mode(False):
-        nn.Module.to(module, device=device)
 
 
 class EmbeddingCache:

@@ -9,6 +9,7 @@ from alignsr.core.backbones import LATENT_KINDS, Backbone, open_backbone
 from alignsr.core.backbones.latent import PRECISIONS, LatentBackbone, compile_blocks, tiny
 from alignsr.core.backbones.offload import OffloadedBackbone, Residency
 from alignsr.core.backbones.quantization import QuantizedLinear, quantize
+from alignsr.core.borrowed import nbytes
 from alignsr.core.lora_files import save_adapter
 from alignsr.core.records import Conditioning
 from alignsr.core.restore import one_step, restore
@@ -110,15 +111,27 @@ def test_offloaded_modules_take_turns_and_change_nothing(kind: str, keep: tuple[
         OffloadedBackbone(tiny(kind), watched, ("vlm",))
 
 
-def test_residency_really_moves() -> None:
-    """With the meta device as the far place, since it is the only second one that every machine has."""
-    residency = Residency("cpu", home="meta")
-    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+class Far(Residency):
+    """The meta device stands in for an accelerator: the only second one that every machine has."""
+
+    def __init__(self) -> None:
+        super().__init__("meta")
+
+
+def test_residency_moves_copies_and_keeps_what_is_at_home() -> None:
+    """Whoever leaves is not copied back: parameters and buffers are the very tensors that were there before."""
+    residency = Far()
+    first, second = nn.BatchNorm2d(2), nn.Linear(2, 2)
+    homes = [tensor.data_ptr() for tensor in (*first.parameters(), *first.buffers())]
     residency.use(first)
+    assert first.running_mean is not None and first.running_mean.is_meta and first.weight.is_meta
     residency.use(second)
-    assert first.weight.is_meta and not second.weight.is_meta
+    assert [tensor.data_ptr() for tensor in (*first.parameters(), *first.buffers())] == homes
+    assert second.weight.is_meta and residency.resident is second
     residency.leave()
-    assert second.weight.is_meta
+    assert not second.weight.is_meta and residency.resident is None
+    residency.leave()
+    assert nbytes(first, first) == 4 * 2 * 4 + 8
 
 
 @pytest.mark.parametrize("kind", KINDS)

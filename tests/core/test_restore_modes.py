@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from latent_helpers import seed
 from torch import Generator, Tensor, nn
 
+from alignsr.core import batch
 from alignsr.core.backbones import LATENT_KINDS
 from alignsr.core.backbones.base import BackboneSpec
 from alignsr.core.backbones.latent import tiny
 from alignsr.core.backbones.offload import OffloadedBackbone, Residency
 from alignsr.core.batch import restore_picture
 from alignsr.core.images import truncate_8bit
-from alignsr.core.records import Conditioning
+from alignsr.core.records import Conditioning, Restored
 from alignsr.core.restore import one_step, restore, tiles_for
 from alignsr.core.tiling import TilePlan
 
@@ -167,6 +168,26 @@ def test_a_try_with_smaller_tiles_starts_from_the_same_seed() -> None:
     assert notes == ["out of memory with tiles of 160 px; trying again with 80 px"]
     assert retried.info["tile_px"] == 80 and retried.info["overlap_px"] == 32
     assert torch.equal(retried.sr, direct.sr)
+
+
+def test_pictures_are_prepared_on_the_device_unless_they_are_large_or_memory_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device stands in for a GPU."""
+    places: list[str] = []
+
+    def watched(_: Any, lq: Tensor, **options: Any) -> Restored:
+        places.append(lq.device.type)
+        if len(places) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return Restored(torch.zeros(1, 3, 256, 256), torch.zeros(1, 3, 256, 256), {})
+
+    monkeypatch.setattr(batch, "restore", watched)
+    backbone, lq, told = tiny("z_image"), picture(64, 64), []
+    batch.restore_picture(backbone, lq, device="meta", notify=told.append)
+    assert places == ["meta", "cpu"] and len(told) == 1
+    monkeypatch.setattr(batch, "LARGEST_PICTURE_BYTES", batch.picture_bytes(lq, 4) - 1)
+    batch.restore_picture(backbone, lq, device="meta", notify=told.append)
+    assert places[2:] == ["cpu"]
+    assert batch.picture_bytes(torch.empty(1, 3, 1024, 1024, device="meta"), 4) == 8 * 12 * 4096**2 < 2**31
 
 
 @pytest.mark.parametrize(("kind", "latents"), [("flux2_klein", "native"), ("z_image", "scaled"), ("z_image", "raw")])
