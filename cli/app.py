@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import adapters, images, information, jobs, measure, published
+from . import adapters, images, information, jobs, measure, published, task
 from .command import Command
 from .terminal import OK, STOPPED, WRONG, complain, say
 
@@ -52,6 +52,7 @@ app.command("demo", cls=Command)(images.demo)
 app.command("upscale", cls=Command)(images.upscale)
 app.command("degrade", cls=Command)(images.degrade)
 app.command("evaluate", cls=Command)(measure.evaluate)
+app.command("evaluate-task", cls=Command)(task.evaluate_task)
 app.command("published", cls=Command)(published.published)
 app.command("run", cls=Command)(jobs.run)
 app.command("train", cls=Command)(jobs.train)

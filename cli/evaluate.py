@@ -176,18 +176,30 @@ def _methods(gt: Path | None, sr: list[str], model: list[str], lq: Path | None) 
         raise ValueError(f"{wanted}, got both; save the models' results with `alignsr upscale` and compare folders")
     if model and lq is None:
         raise ValueError(f"{wanted}, got --model {model[0]} without --lq; name the folder of inputs")
-    methods: list[Method] = []
-    for text in sr:
-        name, folder = _named(text)
-        methods.append(Method(name, pairs_from_folders(folder, gt, lq), None))
+    methods = [Method(name, pairs_from_folders(folder, gt, lq), None) for name, folder in folders_of(sr, "--sr").items()]
     for name in model:
         assert lq is not None
         methods.append(Method(Path(name).stem if Path(name).is_file() else name, pairs_from_folders(lq, gt, lq), name))
     names = [method.name for method in methods]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"--sr: expected a name of its own for every method, got {twice} twice; write --sr NAME=DIR")
+        raise ValueError(f"--model: expected a name of its own for every method, got {twice} twice; name each model once")
     return methods
+
+
+def folders_of(texts: list[str], option: str) -> dict[str, Path]:
+    """`NAME=DIR` or `DIR` of each method.
+
+    Raises:
+        ValueError: two methods of one name.
+    """
+    folders: dict[str, Path] = {}
+    for text in texts:
+        name, folder = _named(text)
+        if name in folders:
+            raise ValueError(f"{option}: expected a name of its own for every method, got {name} twice; write {option} NAME=DIR")
+        folders[name] = folder
+    return folders
 
 
 def _named(text: str) -> tuple[str, Path]:

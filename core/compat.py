@@ -3,7 +3,8 @@
 The torchvision wheels of the package index for Linux link CUDA libraries. Beside a CPU build of torch their compiled part
 cannot be loaded, and `import torchvision` fails with "operator torchvision::nms does not exist", and with it every package that
 imports torchvision: timm, open_clip, peft, pyiqa, spandrel, parts of transformers and diffusers. Two operator schemas are all
-that the import misses; with them declared, transforms and models work (`ops.nms`, `ops.deform_conv2d` and `io` still do not).
+that the import misses; with them declared, transforms and models work (`ops.deform_conv2d` and `io` still do not). Detectors
+call `ops.nms` and `ops.roi_align` as well: `import_detection` brings both.
 
 Every process imports third-party packages through the functions below, so a subprocess or a spawned worker is covered as well.
 """
@@ -18,6 +19,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
+
+from .torchvision_ops import in_parts, nms
 
 _TORCHVISION_SCHEMAS = ("nms", "qnms")
 
@@ -100,6 +103,26 @@ def import_third_party(name: str) -> ModuleType:
 def import_torchvision() -> ModuleType:
     """torchvision, on a CPU-only torch too."""
     return import_third_party("torchvision")
+
+
+@functools.cache
+def import_detection() -> ModuleType:
+    """torchvision.models.detection, with the operators that its detectors call.
+
+    Where torchvision's compiled part cannot be loaded, `nms` gets a kernel for the CPU (torchvision_ops.nms), and `roi_align`
+    runs in its own plain form, which torchvision would compile at the first call (a compiler is not there everywhere).
+    """
+    detection = import_third_party("torchvision.models.detection")
+    extension = importlib.import_module("torchvision.extension")
+    if extension._has_ops():
+        return detection
+    boxes: Any = importlib.import_module("torchvision.ops.boxes")
+    regions: Any = importlib.import_module("torchvision.ops.roi_align")
+    library: Any = torch.library
+    library.impl("torchvision::nms", "cpu", nms)
+    boxes._assert_has_ops = lambda: None
+    regions._roi_align = in_parts(regions._roi_align.__wrapped__)
+    return detection
 
 
 def import_spandrel() -> ModuleType:

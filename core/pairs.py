@@ -1,6 +1,6 @@
 """Which restored image belongs to which reference and which input: by name from folders, read when its turn comes."""
 
-from collections.abc import Sized
+from collections.abc import Collection, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,15 +75,27 @@ def _images_of(folder: Path | str, name: str) -> dict[str, Path]:
     return result
 
 
+def partner(name: str, known: Collection[str]) -> str | None:
+    """The name that a picture's own belongs to: the same, else the longest that it starts with before an underscore, or None.
+
+    Example:
+        >>> partner("baby_big_x4", {"baby", "baby_big"}), partner("babyx4", {"baby"})
+        ('baby_big', None)
+    """
+    parts = name.split("_")
+    shorter = ("_".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((candidate for candidate in shorter if candidate in known), None)
+
+
 def _match(restored: dict[str, Path], partners: dict[str, Path], side: str, folder: Path) -> dict[str, Path]:
     chosen: dict[str, str] = {}
     alone: list[str] = []
     for stem in restored:
-        candidates = [other for other in partners if stem == other or stem.startswith(other + "_")]
-        if not candidates:
+        other = partner(stem, partners)
+        if other is None:
             alone.append(restored[stem].name)
             continue
-        chosen[stem] = max(candidates, key=len)
+        chosen[stem] = other
     if alone:
         raise ValueError(
             f"{side}: expected a partner in {folder} for every image to score, got none for {_count(alone, restored)}; "

@@ -185,13 +185,16 @@ class Comparison:
     def to_csv(self) -> str:
         """A line per method and image, one with the image "mean" per method, one per published method; gaps are empty fields.
 
+        Images that have no score of their own, where the set has one, have no line.
+
         Measured scores have six digits (`to_json` keeps all), published ones those that are printed.
         """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["method", "source", "image", *self.metrics])
         for table in self.tables:
-            for name, values in [*((row.name, row.values) for row in table.rows), ("mean", table.mean())]:
+            scored = ((row.name, row.values) for row in table.rows if row.values or not table.sets)
+            for name, values in [*scored, ("mean", table.mean())]:
                 fields = [csv_number(values[metric]) if metric in values else "" for metric in self.metrics]
                 writer.writerow([table.title, MEASURED, name, *fields])
         for row in self.published:
