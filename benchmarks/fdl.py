@@ -1,21 +1,28 @@
 """Time and memory of the Frequency Distribution Loss beside the published order of operations, and what grids and noise cost.
 
-python benchmarks/fdl.py [--size 512] [--projections 256] [--rounds 2] [--threads 1] [--device cpu] [--json FILE]
+python benchmarks/fdl.py [--size 512] [--projections 256] [--rounds 2] [--threads 1] [--device cpu]
+    [--only speed|ranking] [--package DIR] [--json FILE]
 
 Both sides get the same VGG19 feature maps of two shifted photographs (random weights: only sizes matter) and the same filters,
 and return the loss and its gradient with respect to the first image's features. The published order: whole complex FFT, all
-filters in one convolution, torch.sort, all levels before the backward pass. Rounds alternate; the median counts. With one thread
-on a CPU, seconds are the process's own. Peak memory is what a call adds to the process (Linux) or to the device.
+filters in one convolution, torch.sort, all levels before the backward pass. With DIR, from
+`pip install --no-deps --target DIR fdl-pytorch==1.0`, the published package itself runs too. Rounds alternate; ratios are those
+of the rounds, one by one, and the median counts. With one thread on a CPU, seconds are the process's own. Peak memory is what a
+call adds to the process (Linux) or to the device.
 """
 
 import argparse
+import importlib
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +31,12 @@ from torch import Tensor, nn
 from alignsr.core.losses import sliced
 from alignsr.core.losses.frequency import FDL_CHANNELS, fdl_loss, frequency_distances, grid_loss, make_projections, relu_levels
 from alignsr.core.losses.perceptual import VGG19Features
+from alignsr.core.networks.feature_maps import open_features
 
 STAGES = ("spectra", "projection", "sort")
+ORDER, PACKAGE, OURS = "published order", "published package", "AlignSR"
+TRAINED = "autoencoder-tiny-x4"  # bundled
+CHANGES = ("grid", "noise", "slow")
 RMS = (0.0025, 0.005, 0.01, 0.02, 0.04)
 
 
@@ -82,6 +93,36 @@ def ours(x: Sequence[Tensor], y: Sequence[Tensor], filters: Sequence[Tensor]) ->
 
 
 Loss = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], Tensor]
+
+
+def published_package(folder: Path) -> Loss:
+    """The class of fdl-pytorch 1.0 on features that are already there; it needs a GPU to be imported, and here it does not.
+
+    Raises:
+        FileNotFoundError: not the package's folder.
+    """
+    file = folder / "FDL_pytorch" / "FDL.py"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"--package: expected {file}, found none; pip install --no-deps --target {folder} fdl-pytorch==1.0"
+        )
+    package, extractors = ModuleType("FDL_pytorch"), ModuleType("FDL_pytorch.models")
+    package.__path__ = [str(file.parent)]
+    for name in ("VGG", "ResNet", "Inception", "EffNet"):  # pretrained networks, not wanted
+        setattr(extractors, name, None)
+    modules = {"FDL_pytorch": package, "FDL_pytorch.models": extractors}
+    with patch.dict(sys.modules, modules), patch.object(Tensor, "cuda", lambda self: self):
+        kind = importlib.import_module("FDL_pytorch.FDL").FDL_loss
+
+    def loss(x: Sequence[Tensor], y: Sequence[Tensor], filters: Sequence[Tensor]) -> Tensor:
+        module = kind.__new__(kind)  # without a feature extractor; the rest as its __init__ sets it by default
+        nn.Module.__init__(module)
+        module.model, module.stride, module.phase_weight = list, 1, 1.0
+        for level, weight in enumerate(filters):
+            module.register_buffer(f"rand_{level}", weight)
+        return module(x, y)
+
+    return loss
 
 
 def with_gradient(loss: Loss, x: Sequence[Tensor], y: Sequence[Tensor], filters: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
@@ -193,10 +234,14 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     x, y = features(options.size, device)
     filters = make_projections(FDL_CHANNELS, options.projections, generator=torch.Generator().manual_seed(0))
     filters = [weight.to(device) for weight in filters]
-    versions: dict[str, Loss] = {"published order": published, "AlignSR": ours}
+    versions: dict[str, Loss] = {ORDER: published, OURS: ours}
+    if options.package is not None:
+        versions = {PACKAGE: published_package(options.package), **versions}
     seconds: dict[str, list[float]] = {name: [] for name in versions}
     peaks: dict[str, list[int]] = {name: [] for name in versions}
     results: dict[str, tuple[float, list[Tensor]]] = {}
+    for loss in versions.values():  # what a first call costs once belongs to no round
+        with_gradient(loss, [level[..., :8, :8] for level in x], [level[..., :8, :8] for level in y], filters)
     for _ in range(options.rounds):
         for name, loss in versions.items():
             results.pop(name, None)
@@ -207,24 +252,47 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 synchronize(device)
                 seconds[name].append(now() - start)
             peaks[name].append(memory.added)
-    stages = {"published order": published_stages(x, y, filters, device), "AlignSR": our_stages(x, y, filters, device)}
+    stages = {ORDER: published_stages(x, y, filters, device), OURS: our_stages(x, y, filters, device)}
     return {
         name: {
             "seconds": round(statistics.median(seconds[name]), 3),
+            "of_rounds": [round(value, 3) for value in seconds[name]],
             "peak_mb": round(max(peaks[name]) / 1e6),
             "value": results[name][0],
-            **{f"{stage}_seconds": round(value, 3) for stage, value in stages[name].items()},
+            **{f"{stage}_seconds": round(value, 3) for stage, value in stages.get(name, {}).items()},
         }
         for name in versions
     }
 
 
+def compare(rows: dict[str, dict[str, Any]], name: str) -> dict[str, float]:
+    """Ours against another version: median of the rounds' ratios of seconds, ratio of peaks, relative gap of values."""
+    other, mine = rows[name], rows[OURS]
+    ratios = [a / b for a, b in zip(other["of_rounds"], mine["of_rounds"], strict=True)]
+    stages = {
+        f"{stage}_speed": round(other[f"{stage}_seconds"] / mine[f"{stage}_seconds"], 2)
+        for stage in STAGES
+        if f"{stage}_seconds" in other
+    }
+    return {
+        "speed": round(statistics.median(ratios), 2),
+        "memory": round(mine["peak_mb"] / max(other["peak_mb"], 1), 3),
+        "gap": abs(other["value"] - mine["value"]) / abs(other["value"]),
+        **stages,
+    }
+
+
 def measure_ranking(size: int = 256) -> list[dict[str, float]]:
-    """What a period-16 grid and white noise of equal RMS cost, in FDL (the image itself as feature) and in the grid loss."""
+    """What a period-16 grid, white noise and three slow waves of equal RMS cost, in FDL and in the grid loss.
+
+    FDL on the image itself (`fdl`) and on the encoder of the bundled auto-encoder (`fdl_trained`), 64 filters per level.
+    """
     gt = photographs(size)[0]
     generator = torch.Generator().manual_seed(0)
     filters = make_projections([3], 64, generator=generator)
     noise = torch.randn(gt.shape, generator=generator)
+    trained = open_features("network", TRAINED)
+    trained_filters = make_projections(trained.channels, 64, generator=generator)
     period = torch.arange(size) % 16
     line = torch.where(period == 0, 1.0, 0.0) - 1 / 16  # a one-pixel seam every 16 px
     grid = (line[:, None] + line[None]).expand_as(gt)
@@ -236,11 +304,41 @@ def measure_ranking(size: int = 256) -> list[dict[str, float]]:
     for rms in RMS:
         row = {"rms": rms}
         for name, change in changes.items():
-            sr = gt + rms * change / change.square().mean().sqrt()
+            sr = gt + rms * change
             row[f"fdl_{name}"] = round(fdl_loss(sr, gt, lambda image: [image], filters).item(), 4)
+            with torch.no_grad():
+                row[f"fdl_trained_{name}"] = round(fdl_loss(sr, gt, trained, trained_filters).item(), 4)
             row[f"grid_loss_{name}"] = round(grid_loss(sr, gt).item(), 5)
         rows.append(row)
     return rows
+
+
+def print_speed(options: argparse.Namespace, rows: dict[str, dict[str, Any]], comparisons: dict[str, dict[str, float]]) -> None:
+    """Seconds and peaks, by version and stage."""
+    print(f"{options.size} px, {options.projections} filters per level, {options.device}, {options.threads} threads")
+    print(f"{'version':18} {'seconds':>9} {'peak MB':>9} {'spectra':>9} {'project':>9} {'sort':>9} {'value':>12}")
+    for name, row in rows.items():
+        parts = " ".join(f"{row[f'{stage}_seconds']:9.2f}" if f"{stage}_seconds" in row else f"{'-':>9}" for stage in STAGES)
+        print(f"{name:18} {row['seconds']:9.2f} {row['peak_mb']:9d} {parts} {row['value']:12.6f}")
+    for name, found in comparisons.items():
+        stages = "".join(f", {stage} x {found[f'{stage}_speed']:.2f}" for stage in STAGES if f"{stage}_speed" in found)
+        print(
+            f"AlignSR against the {name}: speed x {found['speed']:.2f}{stages}, memory x {found['memory']:.3f}, "
+            f"values differ by {found['gap']:.1e} of their size"
+        )
+
+
+def print_ranking(rows: Sequence[dict[str, float]]) -> None:
+    """One line per RMS as Markdown; the last columns say how many times as much as noise the grid costs."""
+    losses = {"fdl": "FDL", "fdl_trained": "FDL, trained features", "grid_loss": "grid loss"}
+    titles = [f"{title}: {part}" for title in losses.values() for part in (*CHANGES, "grid / noise")]
+    print("| RMS | " + " | ".join(titles) + " |", "| --- " * (len(titles) + 1) + "|", sep="\n")
+    for row in rows:
+        cells = [f"{row['rms']:.4f}"]
+        for loss in losses:
+            cells += [f"{row[f'{loss}_{change}']:.4f}" for change in CHANGES]
+            cells.append(f"{row[f'{loss}_grid'] / row[f'{loss}_noise']:.2f}")
+        print("| " + " | ".join(cells) + " |")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -250,28 +348,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--only", choices=("speed", "ranking"), help="one half; default: both")
+    parser.add_argument("--package", type=Path, metavar="DIR", help="folder with fdl-pytorch 1.0, to run it too")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(argv)
 
-    rows, ranking = measure(options), measure_ranking()
-    first, second = rows["published order"], rows["AlignSR"]
-    print(f"{options.size} px, {options.projections} filters per level, {options.device}, {options.threads} threads")
-    print(f"{'version':18} {'seconds':>9} {'peak MB':>9} {'spectra':>9} {'project':>9} {'sort':>9} {'value':>12}")
-    for name, row in rows.items():
-        parts = " ".join(f"{row[f'{stage}_seconds']:9.2f}" for stage in STAGES)
-        print(f"{name:18} {row['seconds']:9.2f} {row['peak_mb']:9d} {parts} {row['value']:12.6f}")
-    gap = abs(first["value"] - second["value"]) / first["value"]
-    memory = second["peak_mb"] / max(first["peak_mb"], 1)
-    print(f"speed x {first['seconds'] / second['seconds']:.2f}, memory x {memory:.3f}, values differ by {gap:.1e} of their size")
-    print(f"\n{'RMS':>7} | {'FDL: grid':>10} {'noise':>8} {'slow':>8} | {'grid loss: grid':>15} {'noise':>8} {'slow':>8}")
-    for row in ranking:
-        print(
-            f"{row['rms']:7.4f} | {row['fdl_grid']:10.4f} {row['fdl_noise']:8.4f} {row['fdl_slow']:8.4f} | "
-            f"{row['grid_loss_grid']:15.5f} {row['grid_loss_noise']:8.5f} {row['grid_loss_slow']:8.5f}"
-        )
+    report: dict[str, Any] = {"settings": {k: v for k, v in vars(options).items() if k not in ("json", "package")}}
+    if options.only != "ranking":
+        rows = report["versions"] = measure(options)
+        report["comparisons"] = {name: compare(rows, name) for name in rows if name != OURS}
+        print_speed(options, rows, report["comparisons"])
+    if options.only != "speed":
+        report["ranking"] = measure_ranking()
+        print_ranking(report["ranking"])
     if options.json:
-        settings = {key: value for key, value in vars(options).items() if key != "json"}
-        options.json.write_text(json.dumps({"settings": settings, "versions": rows, "ranking": ranking}, indent=2) + "\n")
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0
 
 

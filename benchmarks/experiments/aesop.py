@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import SCALE, Progress, file_name, mean_and_spread, test_pairs, training_folders
 from torch import Tensor
 
 from alignsr.core.backbones import load_backbone
-from alignsr.core.image_files import list_images, read_image
-from alignsr.core.images import crop_to_multiple, quantize_8bit, to_rgb
+from alignsr.core.images import quantize_8bit
 from alignsr.core.metrics import lr_psnr, psnr
 from alignsr.core.metrics.autoencoded import project
 from alignsr.core.metrics.distortion import psnr_of_raw
@@ -37,11 +37,9 @@ from alignsr.core.networks.autoencoder import AutoEncoder, load_autoencoder
 from alignsr.core.restore import restore
 from alignsr.core.spectral import high_frequency_ratio, log_spectral_distance, periodic_energy_score
 from alignsr.core.weights import write_atomic
-from alignsr.train.loop import SilentHooks
 from alignsr.train.recipes import load_config
 
 CONFIG = Path(__file__).with_name("aesop.toml")
-SCALE = 4
 FIGURES = ("psnr_y", "ae_psnr", "lr_psnr", "detail", "lsd", "grid")
 L1, L1_STRONG = "L1 x 0.01 + GAN", "L1 x 0.01 + GAN x 10"
 LOW_PASS = "low-pass L1 + GAN"
@@ -56,17 +54,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-class Progress(SilentHooks):
-    """One line every fifty steps."""
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-
-    def progress(self, step: int, total: int, logs: Any) -> None:
-        if step % 50 == 0:
-            print(f"{self.title}: step {step} of {total}, {logs.get('seconds', 0):.0f} s", file=sys.stderr, flush=True)
-
-
 class TestSet:
     """Set5 and Set14 with what does not depend on the method.
 
@@ -77,11 +64,8 @@ class TestSet:
     def __init__(self, data: Path, autoencoder: AutoEncoder) -> None:
         self.autoencoder = autoencoder
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-        for name in ("set5", "set14"):
-            for path in list_images(data / name / "hr"):
-                gt = crop_to_multiple(to_rgb(read_image(path).pixels), SCALE)
-                lq = to_rgb(read_image(data / name / f"lr_x{SCALE}" / path.name).pixels)
-                self.pairs.append((gt, lq, project(gt, autoencoder)))
+        for gt, lq in test_pairs(data):
+            self.pairs.append((gt, lq, project(gt, autoencoder)))
 
     def measure(self, weights: str | Path) -> dict[str, float]:
         """Means of every figure over the pictures."""
@@ -103,10 +87,6 @@ class TestSet:
         return {name: statistics.fmean(column) for name, column in zip(FIGURES, zip(*rows, strict=True), strict=True)}
 
 
-def file_name(method: str, seed: int) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in method.lower()) + f"-{seed}"
-
-
 def train(method: str, seed: int, options: argparse.Namespace) -> dict[int, Path]:
     """Step -> weights of one run; what is there already is used."""
     losses = {name: dict(table) for name, table in METHODS[method].items()}
@@ -119,7 +99,7 @@ def train(method: str, seed: int, options: argparse.Namespace) -> dict[int, Path
         f"run.steps={options.steps}",
         f"run.seed={seed}",
         f"run.export_every={every}",
-        f"data.folders={json.dumps([str(options.data / 'bsds500' / part) for part in ('train', 'test')])}",
+        f"data.folders={training_folders(options.data)}",
         *(f"losses.{loss}.{key}={json.dumps(value)}" for loss, table in losses.items() for key, value in table.items()),
         *options.set,
     ]
@@ -140,10 +120,6 @@ def at_energy(points: Sequence[dict[str, float]], energy: float) -> dict[str, fl
             share = (energy - low) / (high - low)
             return {name: before[name] + share * (after[name] - before[name]) for name in FIGURES}
     return None
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.3f} +- {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
 
 
 def table(rows: list[dict[str, Any]], last: int) -> str:

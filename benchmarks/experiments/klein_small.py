@@ -4,8 +4,8 @@ python benchmarks/experiments/klein_small.py --data DIR --out RUNS [--steps 600]
 
 The transformer of FLUX.2 [klein] with 4.6 million parameters, started with a zero output layer so that it answers with no
 velocity, is trained whole by the recipe `one_step_distill` (L1) on BSDS500, x4, between the pretrained halves of TAEF2. Measured
-on Set5: the result against the bicubic input after the same autoencoder round trip (what zero velocity gives), and against the round
-trip of the ground truth, which no transformer can beat by much.
+on Set5: the result against the bicubic input after the same autoencoder round trip (what zero velocity gives), and against the
+round trip of the ground truth, which no transformer can beat by much.
 
 DIR holds bsds500/, set5/ and taef2/ (taef2_encoder.pth, taef2_decoder.pth). A finished training in RUNS is found again.
 """

@@ -1,6 +1,7 @@
 """Does StrSR's recipe do what its terms are for? The bundled pixel model distilled on a processor, three seeds, Set5 and Set14.
 
-python benchmarks/experiments/strsr.py --data DIR --out RUNS [--seeds 0 1 2] [--steps 600] [--more 300] [--json FILE] ...
+python benchmarks/experiments/strsr.py --data DIR --out RUNS [--seeds 0 1 2] [--steps 300] [--more 150]
+    [--json FILE] [--picture FILE]
 
 Recipe `one_step_distill` from the same weights, with the same patches, in two stages as published: stage 1 with L1 alone, or with
 L1 + RaGAN (and its R1 penalty); stage 2 goes on from stage 1's checkpoint, optimisers included, as it was, with the FDL, or with
@@ -26,7 +27,7 @@ from common import SCALE, Progress, file_name, mean_and_spread, test_pairs, trai
 from torch import Tensor
 
 from alignsr.core.backbones import load_backbone
-from alignsr.core.images import quantize_8bit, rgb_to_y
+from alignsr.core.images import quantize_8bit
 from alignsr.core.metrics import lr_psnr, psnr
 from alignsr.core.restore import restore
 from alignsr.core.spectral import high_frequency_ratio, log_spectral_distance, periodic_energy_score, radial_spectrum
@@ -118,11 +119,11 @@ def measure(weights: str | Path, pairs: Sequence[tuple[Tensor, Tensor]]) -> dict
 
 
 def relative_spectrum(sr: Tensor, gt: Tensor) -> list[float]:
-    """Radial power of the luma over the ground truth's, in dB, in `BINS` equal steps up to half a cycle per pixel."""
-    powers = [radial_spectrum(rgb_to_y(image))[0] for image in (sr, gt)]
-    place = torch.arange(len(powers[0])) * BINS // len(powers[0])
-    sums = [torch.zeros(BINS, dtype=power.dtype).index_add(0, place, power) for power in powers]
-    return (10 * torch.log10((sums[0] + 1e-12) / (sums[1] + 1e-12))).tolist()
+    """Radial spectrum less the ground truth's, in dB: means over `BINS` equal bands up to half a cycle per pixel."""
+    difference = (radial_spectrum(sr) - radial_spectrum(gt))[0]
+    band = torch.arange(len(difference)) * BINS // len(difference)
+    sums = difference.new_zeros(BINS).index_add(0, band, difference)
+    return (sums / torch.bincount(band, minlength=BINS)).tolist()
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -183,8 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with bsds500/, set5/ and set14/")
     parser.add_argument("--out", type=Path, required=True, help="folder for the trainings")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=600, help="of stage 1")
-    parser.add_argument("--more", type=int, default=300, help="steps of stage 2")
+    parser.add_argument("--steps", type=int, default=300, help="of stage 1")
+    parser.add_argument("--more", type=int, default=150, help="steps of stage 2")
     parser.add_argument("--methods", nargs="+", choices=list(STAGE_2), default=list(STAGE_2), help="only these")
     parser.add_argument("--sets", nargs="+", default=["set5", "set14"], help="what is measured on")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the config of every training")
