@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import adapters, images, information, jobs, measure, published, task
+from . import adapters, candidates, images, information, jobs, measure, published, task
 from .command import Command
 from .terminal import OK, STOPPED, WRONG, complain, say
 
@@ -56,6 +56,8 @@ app.command("evaluate-task", cls=Command)(task.evaluate_task)
 app.command("published", cls=Command)(published.published)
 app.command("run", cls=Command)(jobs.run)
 app.command("train", cls=Command)(jobs.train)
+app.command("candidates", cls=Command)(candidates.candidates)
+app.command("study", cls=Command)(candidates.study)
 information.models.command("convert", cls=Command)(adapters.convert)
 app.add_typer(information.models, name="models")
 app.command("nodes", cls=Command)(information.nodes)

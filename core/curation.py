@@ -297,16 +297,10 @@ def recommend(parameters: float, most: int) -> Recommendation:
     floor = min(FEWEST_PICKS, most // 2) if place < 0.5 else 1
     raised = picks < floor
     picks = max(picks, floor)
-    size = f"{parameters / 1e9:.3g} billion parameters"
-    where = (
-        "like the paper's small model"
-        if place == 0
-        else "like the paper's large model"
-        if place == 1
-        else "between the paper's two"
-    )
-    reason = f"{size}, {where}: about 1:{2**exponent} of M = {most}"
-    reason += f", but no fewer than {floor} picks, below which the small model collapsed" if raised else ""
+    size = f"{parameters / 1e9:.3g} billion" if parameters >= 1e8 else f"{parameters / 1e6:.3g} million"
+    where = {0.0: "like the paper's small model", 1.0: "like the paper's large model"}.get(place, "between the paper's two")
+    reason = f"{size} parameters, {where}: about 1:{2**exponent} of M = {most}"
+    reason += f", but at least {floor} picks, since with few of them the paper's small model collapsed" if raised else ""
     if place == 0 and parameters < SMALL / 2:
         reason += "; nothing was published for models this small"
     return Recommendation(most, picks, parameters, reason)

@@ -187,9 +187,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return overlay(_read(path.parent / base, (*seen, path.resolve())), values) if base else values
 
 
-def published() -> list[str]:
-    """Names of the configs that ship with the package."""
-    return sorted(path.stem for path in CONFIGS.glob("*.toml"))
+def published(of: Literal["train", "candidates"] = "train") -> list[str]:
+    """Names of the configs that ship with the package, of that command; those of `alignsr candidates` have the word in them."""
+    return sorted(path.stem for path in CONFIGS.glob("*.toml") if ("candidates" in path.stem) == (of == "candidates"))
 
 
 def find_config(name: str | Path) -> Path:

@@ -5,9 +5,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ...core.checks import did_you_mean
 from ...core.metrics import REWARD_METRICS, spec_of
-from ..config import ConfigError, apply_sets, config_hash, empty_table, find_config, from_mapping, positive, read_toml, run_only
+from ..config import (
+    ConfigError,
+    apply_sets,
+    config_hash,
+    empty_table,
+    find_config,
+    from_mapping,
+    positive,
+    published,
+    read_toml,
+    run_only,
+)
 
 KIND = "candidates"  # what `recipe` says in a TOML file of this kind
 
@@ -209,9 +219,8 @@ def build_candidates_config(values: Mapping[str, Any]) -> CandidatesConfig:
     """
     kind = values.get("recipe")
     if kind != KIND:
-        raise ConfigError(
-            f"recipe: expected {KIND!r}, got {kind!r}; {did_you_mean(str(kind), [KIND])} `alignsr train` runs the others"
-        )
+        names = ", ".join(name for name in published(KIND) if not name.startswith("tiny-"))
+        raise ConfigError(f"recipe: expected {KIND!r}, got {kind!r}; `alignsr train` runs the others, published here are {names}")
     return from_mapping(CandidatesConfig, {key: value for key, value in values.items() if key != "recipe"})
 
 

@@ -32,6 +32,10 @@ def build_config(values: Mapping[str, Any]) -> tuple[Recipe, Any]:
     from ..config import ConfigError, from_mapping
 
     kind = values.get("recipe")
+    if kind == "candidates":
+        raise ConfigError(
+            "recipe: expected one that trains, got 'candidates'; `alignsr candidates` runs it, as does Sample Candidates"
+        )
     if kind not in RECIPES:
         raise ConfigError(f"recipe: expected one of {', '.join(RECIPES)}, got {kind!r}; {did_you_mean(str(kind), list(RECIPES))}")
     return RECIPES[kind], from_mapping(RECIPES[kind].config, {key: value for key, value in values.items() if key != "recipe"})
