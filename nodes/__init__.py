@@ -1,6 +1,7 @@
 """The nodes: a list of plain classes. Adding one means a file (or a class in one) and its name here."""
 
 from .autoencoder import AESOPAutoEncoder, AEView
+from .candidates import SampleCandidates, ScoreCandidates
 from .compare import Compare, Spectrum
 from .condition import EmptyConditioning, LoadVLM, TextEncode, VLMEncode
 from .degrade import Degrade
@@ -13,6 +14,7 @@ from .losses import AESOPLoss, ArtifactLoss, GANLoss, PerceptualLoss, PixelLoss
 from .losses_one_step import FDLLoss, GridLoss, LPIPSLoss, RaGANLoss
 from .models import LoadSRModel
 from .one_step import LoadOneStepBackbone
+from .preferences import CuratePreferences, CurationStudy
 from .report import SaveReport
 from .restore import ColorFix, OneStepSR
 from .score import IQAReward
@@ -56,6 +58,10 @@ NODES: dict[type, str] = {
     GridLoss: "Grid Loss",
     LoadDiscriminator: "Load Discriminator",
     OneStepTrainer: "One-Step Trainer",
+    SampleCandidates: "Sample Candidates",
+    ScoreCandidates: "Score Candidates",
+    CuratePreferences: "Curate Preferences",
+    CurationStudy: "Curation Study",
 }
 NODE_CLASS_MAPPINGS: dict[str, type] = {f"{PREFIX}{node.__name__}": node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {f"{PREFIX}{node.__name__}": f"{title} (AlignSR)" for node, title in NODES.items()}

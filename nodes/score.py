@@ -43,7 +43,7 @@ def _names_of(text: str) -> list[str]:
     return names
 
 
-def _weights_of(text: str) -> dict[str, float] | None:
+def weights_of(text: str) -> dict[str, float] | None:
     """`psnr_y=2, lsd=1` as a mapping; None when empty."""
     weights: dict[str, float] = {}
     for part in filter(None, (piece.strip() for piece in text.replace("\n", ",").split(","))):
@@ -192,7 +192,7 @@ class IQAReward:
                 raise ValueError(
                     f"lq: expected the low-resolution input for {name}, got none; connect it or choose other metrics"
                 )
-        counts = _weights_of(first(weights))
+        counts = weights_of(first(weights))
         with input_names("metrics"):
             require_available(wanted)
         groups = _groups(as_list(images), references, inputs, [str(name) for name in as_list(names)])

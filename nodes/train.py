@@ -54,15 +54,34 @@ def read_config(
     changes: Mapping[str, Any] | None = None,
     tables: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any]:
-    """(recipe, config) from a published name, a path, or TOML text, with the node's other inputs on top.
-
-    `changes` take the place of whole top-level entries (the losses, say), `tables` of single keys in them; `overrides` come last.
+    """(recipe, config) of a config that trains; see `read_values`.
 
     Raises:
         ConfigError: unknown key, wrong value, no such config; the message names the key.
     """
-    from ..train.config import ConfigError, apply_sets, find_config, overlay, read_toml
     from ..train.recipes import build_config
+
+    recipe, settings = build_config(read_values(config, overrides, data_folder, out_name, changes, tables))
+    check_name(settings.name, out_name)
+    return recipe, settings
+
+
+def read_values(
+    config: str,
+    overrides: str,
+    data_folder: str,
+    out_name: str,
+    changes: Mapping[str, Any] | None = None,
+    tables: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Plain values from a published name, a path, or TOML text, with the node's other inputs on top.
+
+    `changes` take the place of whole top-level entries (the losses, say), `tables` of single keys in them; `overrides` come last.
+
+    Raises:
+        ConfigError: no such config, or no TOML.
+    """
+    from ..train.config import ConfigError, apply_sets, find_config, overlay, read_toml
 
     if "=" in config or "\n" in config.strip():
         try:
@@ -81,11 +100,20 @@ def read_config(
         sets.append(f"data.folders={json.dumps([str(find_folder(data_folder, 'data_folder'))])}")
     if out_name.strip():
         sets.append(f"name={json.dumps(out_name.strip())}")
-    recipe, settings = build_config(apply_sets(overlay({**values, **(changes or {})}, tables or {}), sets))
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", settings.name):  # it names a folder: a workflow must not leave the output
+    return apply_sets(overlay({**values, **(changes or {})}, tables or {}), sets)
+
+
+def check_name(name: str, out_name: str) -> None:
+    """A name becomes a folder's: a workflow must not leave the output folder.
+
+    Raises:
+        ConfigError: other characters than those of plain names.
+    """
+    from ..train.config import ConfigError
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         key = "out_name" if out_name.strip() else "config: name"
-        raise ConfigError(f"{key}: expected letters, digits, '.', '_' or '-', got {settings.name!r}; leave out the rest")
-    return recipe, settings
+        raise ConfigError(f"{key}: expected letters, digits, '.', '_' or '-', got {name!r}; leave out the rest")
 
 
 def finished_weights(folder: Path, config: Any) -> Path | None:

@@ -1,6 +1,7 @@
 """How pipeline A talks to its host, and how several processes share its work."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -50,12 +51,17 @@ class Team:
     size: int
 
     @classmethod
-    def join(cls, num_threads: int) -> "Team":
-        """Meet the other processes; sets torch's threads."""
+    @contextmanager
+    def joined(cls, num_threads: int) -> Iterator["Team"]:
+        """Together with the other processes, with so many CPU threads of torch (0: as they are) for the time of the block."""
+        threads = torch.get_num_threads()
         if num_threads:
             torch.set_num_threads(num_threads)
         accelerator = make_accelerator()
-        return cls(accelerator, accelerator.device, int(accelerator.process_index), int(accelerator.num_processes))
+        try:
+            yield cls(accelerator, accelerator.device, int(accelerator.process_index), int(accelerator.num_processes))
+        finally:
+            torch.set_num_threads(threads)
 
     @property
     def is_main(self) -> bool:

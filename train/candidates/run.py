@@ -68,16 +68,16 @@ def run_candidates(
     if until not in STAGES:
         raise ValueError(f"until: expected one of {', '.join(STAGES)}, got {until!r}; choose one of them")
     watch = watch or SilentWatch()
-    team = Team.join(config.num_threads)
-    store = sample_candidates(config, folder, team=team, watch=watch, verify=verify, model_folders=model_folders, draw=draw)
-    scores = pairs = curation = None
-    if until != "sample":
-        scores = score_candidates(config.scoring, store, team=team, watch=watch)
-    if team.is_main:
-        text = json.dumps(to_mapping(config), indent=1) + "\n"
-        write_atomic(folder / "config.json", lambda part: part.write_text(text, encoding="utf-8"))
-        if until == "curate":
-            pairs, curation = curate_folder(store, config.reward, config.pairs)
-            watch.progress("pairs", 1, 1)
-    team.meet()
+    with Team.joined(config.num_threads) as team:
+        store = sample_candidates(config, folder, team=team, watch=watch, verify=verify, model_folders=model_folders, draw=draw)
+        scores = pairs = curation = None
+        if until != "sample":
+            scores = score_candidates(config.scoring, store, team=team, watch=watch)
+        if team.is_main:
+            text = json.dumps(to_mapping(config), indent=1) + "\n"
+            write_atomic(folder / "config.json", lambda part: part.write_text(text, encoding="utf-8"))
+            if until == "curate":
+                pairs, curation = curate_folder(store, config.reward, config.pairs)
+                watch.progress("pairs", 1, 1)
+        team.meet()
     return CandidatesResult(folder, store, scores, pairs, curation)
