@@ -316,12 +316,9 @@ def report(kind: str, counted: dict[str, Any], plan_of: dict[str, Any], found: d
         ", ".join(f"{stage} {plan_of[stage] / gib:.1f}" for stage in STAGES),
         plan_of["picture"] + plan_of["latents"],
     )
-    print(
-        f"plan of {plan_of['side']} x {plan_of['side']}: {plan_of['tiles']} tiles of {plan_of['tile_px']} px, parts in turns, GiB:"
-    )
-    print(
-        f"{parts}, of which pictures and latents {pictures / gib:.1f}; at most {largest / gib:.1f} of {MEMORY_TARGET / gib:.0f} GiB"
-    )
+    side, tiles, limit = plan_of["side"], plan_of["tiles"], MEMORY_TARGET / gib
+    print(f"plan of {side} x {side}: {tiles} tiles of {plan_of['tile_px']} px, parts in turns, GiB: {parts},")
+    print(f"of which pictures and latents {pictures / gib:.1f}; at most {largest / gib:.1f} of {limit:.0f} GiB")
     if not found:
         print("latency, peak memory and ratios: not measured (no GPU)")
         return
