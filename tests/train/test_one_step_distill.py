@@ -18,7 +18,8 @@ from alignsr.core.restore import one_step
 from alignsr.core.weights import WeightsError, load_state_dict, read_info, save_weights
 from alignsr.train.config import ConfigError, published
 from alignsr.train.loop import Loop, NonFiniteError, Stopped
-from alignsr.train.one_step import InAutocast, OneStepModelConfig, merged_state, showing
+from alignsr.train.one_step import InAutocast, OneStepModelConfig
+from alignsr.train.one_step_files import merged_state, showing
 from alignsr.train.recipes import load_config
 from alignsr.train.recipes import one_step_distill as recipe
 from alignsr.train.state import checkpoints

@@ -21,25 +21,22 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
 from ...core.degradation import sharpen
 from ...core.frozen import lean
-from ...core.metrics import lr_psnr, psnr, ssim
 from ...core.networks.clip_critic import ClipCritic
 from ...core.networks.feature_maps import critic_on, set_checkpointing
 from ...core.resize import bicubic
-from ...core.restore import one_step, restore
-from ...core.spectral import periodic_energy_score
+from ...core.restore import one_step
 from ...core.weights import find_model, load_into, load_state_dict, save_weights
 from ..conditioning import ConditioningConfig, TrainConditioner
 from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, positive, to_mapping
 from ..data import PairData, sample_seed
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
-from ..losses import FeaturesConfig, Logits, LossesConfig, LossStack, build_features, precision
+from ..losses import LossesConfig, LossStack, build_features, precision
 from ..one_step import (
     InAutocast,
     LoraTableConfig,
@@ -47,32 +44,20 @@ from ..one_step import (
     OneStepModelConfig,
     TrainedPart,
     check_model,
-    save_result,
-    showing,
     use_checkpointing,
 )
 from ..one_step import (
     build_model as build_one_step,
 )
+from ..one_step_critic import CriticConfig, critic_path, critic_terms, judged
+from ..one_step_files import save_result, showing
+from ..one_step_validation import samples, validate
 from ..session import open_pairs, training
 from ..start import find_checkpoint, first_init
 from ..state import checkpoints
-from ..validation import SMALLEST_HELD_OUT_PX, held_out_pairs, sample_pair, strip
+from ..validation import SMALLEST_HELD_OUT_PX
 
 POSTERIOR, NOISE = 1, 2  # what else is drawn for a batch, beside its samples
-SMALLEST_FOR_PERIODS_PX = 64
-
-
-@dataclass(frozen=True)
-class CriticConfig:
-    """The critic; built only when losses.ragan is on."""
-
-    features: FeaturesConfig = field(default_factory=lambda: FeaturesConfig("clip"))
-    hidden: int = 512  # width of its heads
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the frozen backbone in the game's terms; R1 is always fp32
-    init: str = ""  # heads to start from: stage 1's `<name>-critic.safetensors`; empty: random
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
 
 @dataclass(frozen=True)
@@ -220,10 +205,10 @@ def train(
                             fake = critic.features(sr)
                     if step == 0 and micro == 0 and "fdl" in losses.weights:
                         loop.note(**losses.fdl_by_range(sr.detach(), gt))
-                    loop.backward("generator", losses.generator_terms(sr, gt, logits=_judged(critic, fake, real)), batch.names)
+                    loop.backward("generator", losses.generator_terms(sr, gt, logits=judged(critic, fake, real)), batch.names)
                     if critic is not None:
                         fake = [level.detach() for level in fake]
-                        terms = _critic_terms(config, losses, critic, fake, real, gt, draw(NOISE))
+                        terms = critic_terms(config.discriminator, losses, critic, fake, real, gt, draw(NOISE))
                         loop.backward("discriminator", terms, batch.names)
                 loop.update(*parts)
                 if loop.is_main:
@@ -282,44 +267,6 @@ def _draws(config: OneStepDistillConfig, loop: Loop, micro: int) -> Callable[[in
     return draw
 
 
-def _judged(critic: ClipCritic | None, fake: list[Tensor], real: list[Tensor]) -> Logits | None:
-    """Logits for the generator's loss: gradient goes to `fake` only."""
-    if critic is None:
-        return None
-    with critic.judging():
-        with torch.no_grad():
-            wanted = critic.heads(real)
-        return Logits(critic.heads(fake), wanted)
-
-
-def _critic_terms(
-    config: OneStepDistillConfig,
-    losses: LossStack,
-    critic: ClipCritic,
-    fake: list[Tensor],
-    real: list[Tensor],
-    gt: Tensor,
-    generator: Generator,
-) -> Any:
-    """The critic's loss on features that the generator's pass has made; only the penalty's noisy copy is looked at anew."""
-    logits = Logits(critic.heads(fake), critic.heads(real))
-    if not _ragan(config).r1_weight:
-        return losses.ragan_critic_terms(logits)
-
-    def judge(images: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            features: list[Tensor] = critic.features(images)
-        return critic.heads(features)
-
-    clean = logits.real if config.discriminator.precision == "fp32" else None
-    return losses.ragan_critic_terms(logits, losses.r1(judge, gt, generator, clean))
-
-
-def _ragan(config: OneStepDistillConfig) -> Any:
-    assert config.losses.ragan is not None
-    return config.losses.ragan
-
-
 def _averaged(loop: Loop) -> TrainedPart:
     part = loop.averaged("generator")
     assert isinstance(part, TrainedPart)
@@ -344,39 +291,8 @@ def _report(
         save_model(config, model, part, loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors", step)
 
 
-def _restored(backbone: Any, lq: Tensor, scale: int, told: TrainConditioner, device: torch.device) -> Tensor:
-    with torch.no_grad():
-        return restore(backbone, lq.to(device), scale=scale, conditioning=told(lq.to(device))).sr.float().cpu()
-
-
-def validate(backbone: Any, data: PairData, told: TrainConditioner, device: torch.device) -> dict[str, float]:
-    """Means over the held-out pictures under the training degradation.
-
-    Returns:
-        psnr_y and ssim_y (8 bit, border of `scale` px cropped), lr_psnr, and `periodic`: the periodic-energy score of the results
-        over that of the ground truth (check 24), 1 without a grid; pictures with a side below 64 px do not enter it.
-    """
-    sums = dict.fromkeys(("psnr_y", "ssim_y", "lr_psnr"), 0.0)
-    ratios: list[float] = []
-    for lq, gt in held_out_pairs(data):
-        sr = _restored(backbone, lq, data.scale, told, device)
-        sums["psnr_y"] += float(psnr(sr, gt, crop=data.scale))
-        sums["ssim_y"] += float(ssim(sr, gt, crop=data.scale))
-        sums["lr_psnr"] += float(lr_psnr(sr, lq, scale=data.scale))
-        if min(gt.shape[-2:]) >= SMALLEST_FOR_PERIODS_PX:
-            ratios.append(float(periodic_energy_score(sr) / periodic_energy_score(gt)))
-    means = {name: total / len(data.held_out) for name, total in sums.items()}
-    return means | ({"periodic": sum(ratios) / len(ratios)} if ratios else {})
-
-
-def samples(backbone: Any, data: PairData, told: TrainConditioner, device: torch.device) -> Any:
-    """Input, result and ground truth of one picture."""
-    lq, gt = sample_pair(data)
-    return strip({"input": lq, "result": _restored(backbone, lq, data.scale, told, device), "ground truth": gt})
-
-
 def save_model(config: OneStepDistillConfig, model: OneStepModel, part: TrainedPart, path: Path, step: int) -> Path:
-    """Write what was trained with everything needed to use it and to know what it is; see `train.one_step.save_result`."""
+    """Write what was trained with everything needed to use it and to know what it is; see `train.one_step_files.save_result`."""
     info = {
         "name": config.name,
         "scale": config.model.scale,
@@ -386,11 +302,6 @@ def save_model(config: OneStepDistillConfig, model: OneStepModel, part: TrainedP
         "config": to_mapping(config),
     }
     return save_result(model, config.model, part, path, info)
-
-
-def critic_path(weights: Path) -> Path:
-    """Where the critic's heads lie beside the final weights."""
-    return weights.with_name(f"{weights.stem}-critic.safetensors")
 
 
 __all__ = [
