@@ -46,7 +46,8 @@ from alignsr.core.networks.discriminators import VGGDiscriminator
 from alignsr.core.networks.rrdb import RRDBNet
 from alignsr.core.resize import imresize
 from alignsr.train.config import from_mapping
-from alignsr.train.losses import LossesConfig, LossStack, build_autoencoder, build_vgg19
+from alignsr.train.loss_networks import build_autoencoder, build_vgg19
+from alignsr.train.losses import LossesConfig, LossStack
 
 MEMORY_LIMIT = 0.75  # of the straightforward step
 TOLERANCE = 1e-5  # relative, of every loss term in fp32

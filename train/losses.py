@@ -3,8 +3,8 @@
 A loss joins with a table, an entry in `LossesConfig`, and a case in `LossStack`.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,23 +18,22 @@ from ..core.losses import adversarial, relativistic
 from ..core.losses.artifact import artifact_loss
 from ..core.losses.autoencoded import CachedTarget, aesop_loss
 from ..core.losses.frequency import fdl_loss, grid_loss, make_projections
-from ..core.losses.lpips import LPIPSFeatures, load_lpips, lpips_loss
-from ..core.losses.perceptual import VGG19Features, load_vgg19, perceptual_loss
+from ..core.losses.lpips import lpips_loss
+from ..core.losses.perceptual import perceptual_loss
 from ..core.losses.pixel import l1_loss, low_pass_l1_loss, mse_loss, psnr_loss
 from ..core.records import LossTerms
+from .loss_networks import build_autoencoder, build_features, build_lpips, build_vgg19
 from .loss_tables import (
     AdversarialLossConfig,
     AesopLossConfig,
     FeaturesConfig,
     LossesConfig,
-    LpipsLossConfig,
     PerceptualLossConfig,
     RaganLossConfig,
     names,
 )
 
 PIXEL_KINDS = {"l1": l1_loss, "mse": mse_loss, "psnr": psnr_loss}
-RANDOM = "random"  # instead of a weight file: an untrained network from a fixed seed, for tests and tiny configs
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Critic = Callable[[Tensor], Tensor]
 
@@ -320,72 +319,6 @@ class LossStack:
 def precision(device: torch.device, name: str) -> AbstractContextManager[Any]:
     """Autocast in bf16, or none at all, whatever is active around it."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=name == "bf16")
-
-
-def build_autoencoder(config: AesopLossConfig, scale: int | None, folders: Iterable[str | Path] = ()) -> nn.Module:
-    """The auto-encoder that a config names.
-
-    Raises:
-        MissingModelError, WeightsError: its file is missing or damaged.
-        ValueError: its scale is not the trained network's.
-    """
-    from ..core.networks import autoencoder
-
-    if config.autoencoder == RANDOM:
-        with seeded():
-            network = autoencoder.build_autoencoder(config.options)
-    else:
-        network = autoencoder.load_autoencoder(config.autoencoder, folders)
-    if scale is not None and network.scale != scale:
-        raise ValueError(
-            f"aesop.autoencoder: expected one of the network's scale {scale}, got {config.autoencoder} of scale {network.scale}; "
-            "its bottleneck must have the size of the network's input: train one for this scale"
-        )
-    return network
-
-
-def build_vgg19(config: PerceptualLossConfig, folders: Iterable[str | Path] = ()) -> VGG19Features:
-    """The VGG19 features that a config names.
-
-    Raises:
-        MissingModelError, WeightsError: its file is missing or damaged.
-    """
-    if config.vgg != RANDOM:
-        return load_vgg19(config.vgg, folders)
-    with seeded():
-        return VGG19Features()
-
-
-def build_lpips(config: LpipsLossConfig, folders: Iterable[str | Path] = ()) -> LPIPSFeatures:
-    """The LPIPS features that a config names.
-
-    Raises:
-        MissingModelError, WeightsError: a file is missing or damaged.
-    """
-    if config.vgg != RANDOM:
-        return load_lpips(config.vgg, config.linear, folders)
-    with seeded():
-        return LPIPSFeatures()
-
-
-def build_features(config: FeaturesConfig, folders: Iterable[str | Path] = ()) -> Any:
-    """The source of feature maps that a config names, see `core.networks.feature_maps`.
-
-    Raises:
-        MissingModelError, WeightsError: its file is missing or damaged.
-    """
-    from ..core.networks.feature_maps import open_features
-
-    with seeded():
-        return open_features(config.kind, config.weights, folders, config.architecture)
-
-
-@contextmanager
-def seeded(seed: int = 0) -> Iterator[None]:
-    """Initialise networks from a fixed seed, without touching the caller's generators."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 def _on(table: Any) -> Any:

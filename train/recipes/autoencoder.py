@@ -27,7 +27,7 @@ from ...core.weights import find_model, load_into
 from ..config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, added, empty_table, positive, to_mapping
 from ..data import PairData
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
-from ..losses import RANDOM
+from ..loss_networks import RANDOM
 from ..session import open_pairs, training
 from ..validation import SMALLEST_HELD_OUT_PX, evaluating, held_out_pairs, sample_pair, strip
 

@@ -36,7 +36,8 @@ from ..conditioning import ConditioningConfig, TrainConditioner
 from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, positive, to_mapping
 from ..data import PairData, sample_seed
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
-from ..losses import LossesConfig, LossStack, build_features, precision
+from ..loss_networks import build_features
+from ..losses import LossesConfig, LossStack, precision
 from ..one_step import (
     InAutocast,
     LoraTableConfig,
