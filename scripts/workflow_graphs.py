@@ -1,17 +1,10 @@
 """The shipped workflows as plain descriptions: API-format graphs, each with the note that its template shows."""
 
-from typing import Any
+from graph_parts import EXAMPLE, ONE_GPU, Graph, node
+from strsr_graphs import STRSR_GRAPHS
 
-EXAMPLE = "example.png"  # the picture that comes with ComfyUI
 AUTOENCODER = "autoencoder-tiny-x4"  # bundled, so that a template opens where no file of the paper is
 GENERATOR = "lite-x4"  # likewise
-
-Graph = dict[str, dict[str, Any]]
-
-
-def node(class_type: str, title: str = "", **inputs: Any) -> dict[str, Any]:
-    """One node of an API-format graph; links are written as `["4", 0]`."""
-    return {"class_type": class_type, "inputs": inputs} | ({"_meta": {"title": title}} if title else {})
 
 
 def upscale_image() -> Graph:
@@ -74,10 +67,6 @@ def train_small_network() -> Graph:
         "5": node("PreviewImage", "Loss curve", images=["1", 2]),
         "6": node("PreviewAny", "Weights", source=["1", 0]),
     }
-
-
-# AESOP. One process on one GPU: four accumulated batches are the four GPUs of the paper.
-ONE_GPU = "run.accumulation_steps=4"
 
 
 def pretrain_aesop_autoencoder() -> Graph:
@@ -230,22 +219,6 @@ def aesop_ablation() -> Graph:
     }
 
 
-def upscale_with_strsr(backbone: str, lora: str, name: str) -> Graph:
-    return {
-        "1": node("LoadImage", image=EXAMPLE),
-        "2": node("AlignSRLoadOneStepBackbone", backbone=backbone),
-        "3": node("AlignSRLoadLoRA", lora_name=lora),
-        "4": node("AlignSRMergeLoRA", model=["2", 0], lora=["3", 0], strength=1.0),
-        "5": node("AlignSRLoadVLM", vlm_name="auto"),
-        "6": node("AlignSRVLMEncode", vlm=["5", 0], model=["4", 0], image=["1", 0], mode="best"),
-        "7": node("AlignSROneStepSR", model=["4", 0], image=["1", 0], scale=4, conditioning=["6", 0], mode="best"),
-        "8": node("SaveImage", images=["7", 0], filename_prefix=f"alignsr/{name}"),
-        "9": node("AlignSRCompare", result=["7", 0], input=["1", 0], labels="input (bicubic), StrSR"),
-        "10": node("PreviewImage", "Comparison", images=["9", 0]),
-        "11": node("PreviewAny", "What was done", source=["7", 2]),
-    }
-
-
 def evaluate_folders() -> Graph:
     return {
         "1": node("AlignSRAESOPAutoEncoder", model_name=AUTOENCODER),
@@ -275,18 +248,6 @@ VGG = "`vgg19-dcbb9e9d.pth` (torchvision)"
 BATCH = "`run.accumulation_steps=4` makes the published batch of 4 GPUs on one; with less memory take more steps of a smaller "
 BATCH += "`run.batch_size`"
 GOES_ON = "Interrupt at any time and queue again: it goes on"
-
-STRSR = (
-    "One Euler step of a large diffusion transformer from the enlarged input, told what a vision-language model saw.\n\n"
-    "Needs, each with `alignsr models download NAME`:\n\n"
-)
-STRSR_HINTS = (
-    "\n\nThe language model, the autoencoder and the transformer take turns on the GPU. With less memory: `precision` 8bit or "
-    "4bit, `tile_px` 768.\n\n"
-    "- as the released scripts do it: `mode` parity in **VLM Encode** and **One-Step SR**, any `seed`\n"
-    "- closer to the input: `strength` below 1, in **One-Step SR** or **Merge LoRA**; `color_fix` wavelet keeps its colours\n"
-    "- the adapters are the authors', for non-commercial use"
-)
 
 GRAPHS: dict[str, tuple[Graph, str]] = {
     "upscale-image": (
@@ -350,16 +311,7 @@ GRAPHS: dict[str, tuple[Graph, str]] = {
         f"`{GENERATOR}` stands there because it is bundled: it was trained for fidelity alone, and shows the smooth result "
         "that AESOP goes beyond.",
     ),
-    "upscale-with-strsr-flux": (
-        upscale_with_strsr("flux2_klein", "StrSR-flux", "strsr-flux"),
-        f"## Upscale with StrSR on FLUX.2 [klein]\n\n{STRSR}- `flux2-klein`, 8 GB, or the single files in "
-        f"`models/diffusion_models` and `models/vae`\n- `StrSR-flux`, 1.2 GB\n- `qwen3-vl`, 9 GB{STRSR_HINTS}",
-    ),
-    "upscale-with-strsr-z": (
-        upscale_with_strsr("z_image", "StrSR-zimage", "strsr-z"),
-        f"## Upscale with StrSR on Z-Image-Turbo\n\n{STRSR}- `z-image`, 12 GB or more, or the single files in "
-        f"`models/diffusion_models` and `models/vae`\n- `StrSR-zimage`, 2.4 GB\n- `qwen3-vl`, 9 GB{STRSR_HINTS}",
-    ),
+    **STRSR_GRAPHS,
     "view-autoencoder": (
         view_autoencoder(),
         "## What does the auto-encoder do?\n\nThe sheet shows a picture, what comes back from the auto-encoder, what it "

@@ -1,11 +1,15 @@
 """Thumbnails of the shipped workflows: each is run on small free pictures, and what it showed becomes its picture."""
 
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from graph_parts import EXAMPLE
 from PIL import Image, ImageDraw
-from workflow_graphs import ABLATION, EXAMPLE
+from strsr_graphs import ABLATION as STRSR_ABLATION
+from strsr_graphs import PICTURES
+from workflow_graphs import ABLATION
 
 from alignsr.core.drawing import INK, MUTED, PAPER, RULE, SHADE, write
 from alignsr.core.pictures import contact_sheet, thumbnail
@@ -16,6 +20,7 @@ from alignsr.runner import run_workflow
 API = Path(__file__).resolve().parent.parent / "workflows" / "api"
 THUMBNAIL_PX = (512, 384)
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
+TRAINING = ("training-pictures", "DF2K", "DF2K-OST", PICTURES)  # folders that workflows train on
 
 
 def lines(*overrides: str) -> str:
@@ -99,13 +104,13 @@ def quarter(picture: Image.Image) -> Image.Image:
 
 def _materials(inputs: Path) -> None:
     """What the workflows name: an example, photos, and folders to train on."""
-    for sub in ("photos", "training-pictures", "DF2K", "DF2K-OST"):
+    for sub in ("photos", *TRAINING):
         (inputs / sub).mkdir(parents=True)
     portrait().resize((128, 96), Image.Resampling.BICUBIC).save(inputs / EXAMPLE)
     for title in PHOTOS:
         whole = photo(title)
         quarter(whole).save(inputs / "photos" / f"{title}.png")
-        for sub in ("training-pictures", "DF2K", "DF2K-OST"):
+        for sub in TRAINING:
             whole.save(inputs / sub / f"{title}.png")
 
 
@@ -117,6 +122,25 @@ def _run(workflow: str, root: Path, sets: list[str], shown: str) -> Image.Image:
     base = host.temp_dir() if entry["type"] == "temp" else host.output_dir()
     with Image.open(base / entry["subfolder"] / entry["filename"]) as opened:
         return opened.convert("RGB")
+
+
+def _shown_by(workflow: str, root: Path, sets: list[str], dropped: Sequence[str], *shown: str) -> list[Image.Image]:
+    """The first pictures of these nodes, without the nodes whose class starts with one of `dropped`, and what hangs on them."""
+    graph = json.loads((API / f"{workflow}.json").read_text(encoding="utf-8"))
+    gone = {node_id for node_id, entry in graph.items() if entry["class_type"].startswith(tuple(dropped))}
+    graph = {node_id: entry for node_id, entry in graph.items() if node_id not in gone}
+    for entry in graph.values():
+        entry["inputs"] = {k: v for k, v in entry["inputs"].items() if not (isinstance(v, list) and v[0] in gone)}
+    path = root / f"{workflow}.json"
+    path.write_text(json.dumps(graph), encoding="utf-8")
+    host = LocalHost(output_dir=root / workflow, input_dirs=[root / "input"])
+    result = run_workflow(path, sets=sets, out_dir=root / workflow, quiet=True, host=host)
+    pictures: list[Image.Image] = []
+    for node_id in shown:
+        entry = result.outputs[node_id]["images"][0]
+        base = host.temp_dir() if entry["type"] == "temp" else host.output_dir()
+        pictures.append(Image.open(base / entry["subfolder"] / entry["filename"]).convert("RGB"))
+    return pictures
 
 
 def _zoom(node: str, x: int, y: int, side: int) -> list[str]:
@@ -236,6 +260,49 @@ def strsr(transformer: str) -> Image.Image:
     return page
 
 
+# StrSR's method on the bundled pixel model, for a minute: the published backbones need files that are not free to show
+SHORT_STRSR = lines(SHORT, "optimizer.learning_rate=3e-4", "discriminator.optimizer.learning_rate=1e-3")
+LARGE = ("AlignSRLoadVLM", "AlignSRVLMEncode", "AlignSRTextEncode", "AlignSREmptyConditioning", "AlignSRSaveLoRA", "PreviewAny")
+
+
+def _small_critic(node: str) -> list[str]:
+    return [f"{node}.features=network", f"{node}.model_name=lite-x4", f"{node}.hidden=64"]
+
+
+def _small_fdl(node: str) -> list[str]:
+    return [f"{node}.features=network", f"{node}.projections=64"]
+
+
+def train_strsr(root: Path) -> Image.Image:
+    portrait().resize((64, 48), Image.Resampling.BICUBIC).save(root / "input" / EXAMPLE)
+    sets = [*_small_critic("1"), "3.weight=0", *_small_fdl("5"), *_zoom("16", 103, 95, 60)]
+    for node, stage, steps in (("6", 1, 60), ("7", 2, 30)):
+        sets += [f"{node}.config=strsr-pixel-stage{stage}", f"{node}.overrides={SHORT_STRSR}\nrun.steps={steps}"]
+    sheet, curve = _shown_by("train-strsr", root, sets, LARGE, "17", "19")
+    page = Image.new("RGB", (sheet.width, sheet.height + curve.height * sheet.width // curve.width), (255, 255, 255))
+    page.paste(sheet, (0, 0))
+    page.paste(curve.resize((sheet.width, page.height - sheet.height), Image.Resampling.LANCZOS), (0, sheet.height))
+    return page
+
+
+def strsr_ablation(_: Path) -> Image.Image:
+    """What each method has: results of ours there are none, the backbones need files that are not free to show."""
+    page = Image.new("RGB", THUMBNAIL_PX, PAPER)
+    draw = ImageDraw.Draw(page)
+    write(page, 20, 20, "StrSR: what does each part do?", 22, bold=True)
+    columns = ("VLM", "text", "GAN", "FDL")
+    for column, title in enumerate(columns):
+        write(page, 262 + 66 * column, 78, title, 15, colour=MUTED, anchor="ma")
+    for row, (title, _name, told, has_game, has_fdl) in enumerate(STRSR_ABLATION):
+        top = 106 + 50 * row
+        draw.rounded_rectangle((20, top, 492, top + 40), 6, fill=SHADE)
+        write(page, 34, top + 11, title, 17, bold=row == 0)
+        for column, has in enumerate((not told, '"text"' in told, has_game, has_fdl)):
+            x, y = 262 + 66 * column, top + 20
+            draw.ellipse((x - 8, y - 8, x + 8, y + 8), fill=INK if has else PAPER, outline=INK if has else RULE, width=2)
+    return page
+
+
 SHEETS: dict[str, Callable[[Path], Image.Image]] = {
     "upscale-image": lambda root: _run("upscale-image", root, _zoom("5", 205, 190, 120), "6"),
     "upscale-folder": upscale_folder,
@@ -244,6 +311,8 @@ SHEETS: dict[str, Callable[[Path], Image.Image]] = {
     "pretrain-aesop-autoencoder": pretrain,
     "train-aesop": train_aesop,
     "train-aesop-real-world": train_aesop_real_world,
+    "train-strsr": train_strsr,
+    "strsr-ablation": strsr_ablation,
     "upscale-with-aesop": upscale_with_aesop,
     "upscale-with-strsr-flux": lambda _: strsr("FLUX.2 klein"),
     "upscale-with-strsr-z": lambda _: strsr("Z-Image"),

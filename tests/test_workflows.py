@@ -10,7 +10,15 @@ from node_helpers import picture, save_tiny_autoencoder, save_tiny_network, save
 from PIL import Image
 from strsr_helpers import write_adapters
 from train_helpers import make_pictures
-from workflow_helpers import TINY_TRAINERS, three_stages, tiny_sets, tiny_strsr_sets
+from workflow_helpers import (
+    TINY_STRSR_TRAINERS,
+    TINY_TRAINERS,
+    as_sets,
+    three_stages,
+    tiny_sets,
+    tiny_strsr_sets,
+    tiny_strsr_training,
+)
 
 from alignsr.core import weights
 from alignsr.core.image_files import read_image, to_pil
@@ -25,12 +33,16 @@ from paths import ROOT
 
 FOLDER = ROOT / "workflows"
 NAMES = (
-    *("aesop-ablation", "degrade-restore-score", "evaluate-folders", "pretrain-aesop-autoencoder", "train-aesop"),
-    *("train-aesop-real-world", "train-small-network", "upscale-folder", "upscale-image", "upscale-with-aesop"),
-    *("upscale-with-strsr-flux", "upscale-with-strsr-z", "view-autoencoder"),
+    *("aesop-ablation", "degrade-restore-score", "evaluate-folders", "pretrain-aesop-autoencoder", "strsr-ablation"),
+    *("train-aesop", "train-aesop-real-world", "train-small-network", "train-strsr", "upscale-folder", "upscale-image"),
+    *("upscale-with-aesop", "upscale-with-strsr-flux", "upscale-with-strsr-z", "view-autoencoder"),
 )
 SMALL = {
     **{name: tiny_sets(name) for name in TINY_TRAINERS},
+    **{
+        name: as_sets(tiny_strsr_training(name, json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))))
+        for name in TINY_STRSR_TRAINERS
+    },
     "evaluate-folders": ["2.metrics=psnr_y, lr_psnr, ae_psnr"],
     "upscale-with-aesop": ["5.panel_px=100"],
     "upscale-with-strsr-flux": tiny_strsr_sets(),
@@ -157,6 +169,8 @@ TRAINED = {  # workflow -> training node -> the published config whose losses it
         "32": "aesop-ablation-no-lr-term",
         "33": "aesop-rrdb-128",
     },
+    "train-strsr": {"6": "strsr-flux2-klein-stage1", "7": "strsr-flux2-klein-stage2"},
+    "strsr-ablation": {"20": "strsr-flux2-klein-stage1", "30": "strsr-flux2-klein-stage2"},
 }
 
 
@@ -208,6 +222,30 @@ def test_the_ablation_differs_in_nothing_but_the_loss():
         assert len({repr(getattr(config, part)) for config in generators}) == 1, part
 
 
+def test_the_ablation_of_strsr_leaves_out_one_thing_of_each_method():
+    """Of both stages; without FDL continues the stage 1 of the full method, all others their own."""
+    graph = load_workflow(FOLDER / "strsr-ablation.json")[0]
+    nodes = {node_id: node["inputs"] for node_id, node in graph.items()}
+    chains = {
+        node_id: chain_of(graph, nodes[node_id]["loss"]) for node_id in nodes if node_id[0] in "23" and "loss" in nodes[node_id]
+    }
+    full = {"20": {"pixel", "lpips", "ragan"}, "30": {"pixel", "lpips", "ragan", "fdl"}}
+    expected = {"21": full["20"], "22": full["20"], "23": full["20"] - {"ragan"}}
+    expected |= {"31": full["30"], "32": full["30"], "33": full["30"] - {"ragan"}, "34": full["30"] - {"fdl"}} | full
+    assert {node_id: set(chain) for node_id, chain in chains.items()} == expected
+    for name in ("pixel", "lpips", "ragan", "fdl"):
+        assert len({json.dumps(chain[name]) for chain in chains.values() if name in chain}) == 1, "the same weights everywhere"
+    told = {m: nodes[f"3{m}"]["overrides"].splitlines()[1:] for m in range(5)}
+    text = next(line for line in told[1] if line.startswith("conditioning.prompt"))
+    assert told == {0: [], 1: ['conditioning.kind="text"', text], 2: ['conditioning.kind="empty"'], 3: [], 4: []}
+    assert nodes["41"]["text"] == json.loads(text.partition("=")[2]), "told the same at inference"
+    for m in range(4):
+        assert nodes[f"2{m}"]["overrides"] == nodes[f"3{m}"]["overrides"] and nodes[f"3{m}"]["start_from"] == [f"2{m}", 7]
+        assert ("discriminator" in nodes[f"3{m}"]) == (m != 3)
+    assert nodes["34"]["start_from"] == ["20", 7] and "24" not in nodes
+    assert len({inputs["out_name"] for inputs in nodes.values() if "out_name" in inputs}) == len(chains)
+
+
 def test_templates_name_only_what_every_list_has():
     """They open without a missing model where no file of a paper is: bundled, or entries that stand in every list."""
     lists = {node: default_node_classes()[f"AlignSR{node}"].INPUT_TYPES()["required"] for node in ("LoadLoRA", "LoadVLM")}
@@ -216,10 +254,13 @@ def test_templates_name_only_what_every_list_has():
         for node in load_workflow(FOLDER / f"{name}.json")[0].values():
             model = node["inputs"].get("model_name")
             known = weights.bundled_autoencoders() if "AutoEncoder" in node["class_type"] else weights.bundled_models()
-            assert model is None or model in known or (model == "auto" and "OneStep" in node["class_type"])
+            has_auto = node["class_type"] in ("AlignSRLoadOneStepBackbone", "AlignSRLoadDiscriminator")
+            assert model is None or model in known or (model == "auto" and has_auto)
 
 
-TWICE = [name for name in NAMES if name not in TINY_TRAINERS]  # the two forms are equal by the tests above; training takes time
+TWICE = [
+    name for name in NAMES if name not in (*TINY_TRAINERS, *TINY_STRSR_TRAINERS)
+]  # the two forms are equal by the tests above; training takes time
 
 
 def test_three_stages_in_one_graph(tiny, tmp_path):
@@ -266,8 +307,35 @@ def test_runs_headless(name, form, tiny, tmp_path):
         facts = json.loads(result.outputs["11"]["text"][0])
         kind = "flux2_klein" if name.endswith("flux") else "z_image"
         assert facts["backbone"] == f"tiny {kind}" and facts["mode"] == "best" and facts["tiles"] == 9
+    elif name in TINY_STRSR_TRAINERS:
+        check_strsr(name, result, written, tmp_path / "out")
     else:
         check_aesop(name, result, written, tmp_path / "out")
+
+
+def check_strsr(name, result, written, out):
+    trained = {file.stem: weights.read_info(file) for file in out.rglob("*.safetensors") if not file.stem.startswith("state")}
+    started = {stem: info["config"]["start_from"] for stem, info in trained.items() if "config" in info}
+    if name == "train-strsr":
+        assert set(started) == {"my-strsr-stage1", "my-strsr", "my-strsr-adapter_00001_"}
+        assert started["my-strsr-stage1"] == "" and "my-strsr-stage1-" in started["my-strsr"]
+        assert "alignsr/my-strsr_00001_.png" in written and sum(file.endswith("curve.png") for file in written) == 2
+        assert Image.open(out / "alignsr" / "my-strsr_00001_.png").size == (68 * 4, 72 * 4)
+        (saved,) = result.outputs["20"]["text"]
+        assert saved.endswith("my-strsr-adapter_00001_.safetensors") and trained["my-strsr-adapter_00001_"]["conditioning"] == "vlm"
+        return
+    methods = ("full", "without-vlm", "without-embedding", "without-gan", "without-fdl")
+    assert set(started) == {f"strsr-{m}" for m in methods} | {f"strsr-{m}-stage1" for m in methods[:4]}
+    assert {f"strsr-{m}": trained[f"strsr-{m}"]["conditioning"] for m in methods} == {
+        **dict.fromkeys(started.keys() & {f"strsr-{m}" for m in methods}, "vlm"),
+        "strsr-without-vlm": "text",
+        "strsr-without-embedding": "empty",
+    }
+    assert "strsr-full-stage1-" in started["strsr-without-fdl"] and not any("gan-critic" in stem for stem in trained)
+    record = read(out / "alignsr" / "strsr-ablation_00001_.json")
+    rows = [image["name"] for image in record["scores"]["images"]]
+    assert rows == ["full", "without VLM", "without embedding", "without GAN", "without FDL"]
+    assert len({image["scores"]["psnr_y"] for image in record["scores"]["images"]}) == 5, "five different results"
 
 
 def check_aesop(name, result, written, out):

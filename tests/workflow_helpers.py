@@ -1,4 +1,4 @@
-"""The AESOP workflows made small, and joined: for the runner's tests and for those in a real server."""
+"""The training workflows made small, and those of AESOP joined: for the runner's tests and for those in a real server."""
 
 import json
 from typing import Any
@@ -23,6 +23,29 @@ TINY_STRSR: dict[str, dict[str, Any]] = {  # node -> inputs of both StrSR workfl
     "5": {"vlm_name": "tiny", "precision": "fp32"},
     "7": {"tile_px": 128, "overlap_px": 16},
     "9": {"panel_px": 100},
+}
+TINY_DISCRIMINATOR = {"features": "network", "model_name": "random", "hidden": 8}
+TINY_FDL = {"features": "network", "features_file": "random", "projections": 4}
+ONE_STEP = "data.gt_patch_px=64\ndata.pair_pool=0\noptimizer.learning_rate=1e-3"
+TINY_STRSR_TRAINERS: dict[
+    str, dict[str, dict[str, Any]]
+] = {  # workflow -> node -> inputs, but for what its trainers have in common
+    "train-strsr": {
+        "1": TINY_DISCRIMINATOR,
+        "3": {"vgg": "random"},
+        "5": TINY_FDL,
+        "10": {"vlm_name": "tiny", "precision": "fp32"},
+        "16": {"panel_px": 100},
+    },
+    "strsr-ablation": {
+        "3": {"vlm_name": "tiny", "precision": "fp32"},
+        "4": TINY_DISCRIMINATOR,
+        "11": {"weight": 0.0},  # VGG16 of random weights takes a second each time
+        "13": TINY_FDL,
+        "14": TINY_FDL,
+        "41": {"encoder_name": "tiny", "precision": "fp32"},
+        "60": {"panel_px": 100},
+    },
 }
 STAGES = {  # a network that starts as interpolation, so that the last picture is the first one, enlarged
     "pretrain-aesop-autoencoder": {"1": {"config": "tiny-aesop-autoencoder-tiny", "overrides": f"{SHORT}\nrun.steps=2"}},
@@ -61,12 +84,30 @@ def tiny_inputs(workflow: str, data_folder: str = "training-pictures") -> dict[s
 
 def tiny_sets(workflow: str) -> list[str]:
     """The same as `--set` takes it."""
-    return [f"{node_id}.{key}={value}" for node_id, inputs in tiny_inputs(workflow).items() for key, value in inputs.items()]
+    return as_sets(tiny_inputs(workflow))
+
+
+def tiny_strsr_training(
+    workflow: str, graph: dict[str, Any], data_folder: str = "training-pictures"
+) -> dict[str, dict[str, Any]]:
+    """Node id -> inputs that make a StrSR training workflow one step per stage of tiny networks; what a method changes stays."""
+    nodes = dict(TINY_STRSR_TRAINERS[workflow])
+    for node_id, entry in graph.items():
+        if entry["class_type"] == "AlignSROneStepTrainer":
+            kept = entry["inputs"]["overrides"].removeprefix("run.accumulation_steps=4")
+            overrides = f"{SHORT}\n{ONE_STEP}{kept}"
+            nodes[node_id] = {"config": f"tiny-{entry['inputs']['config']}", "overrides": overrides, "data_folder": data_folder}
+    return nodes
+
+
+def as_sets(nodes: dict[str, dict[str, Any]]) -> list[str]:
+    """The same as `--set` takes it."""
+    return [f"{node_id}.{key}={value}" for node_id, inputs in nodes.items() for key, value in inputs.items()]
 
 
 def tiny_strsr_sets() -> list[str]:
     """What makes a StrSR workflow small, as `--set` takes it."""
-    return [f"{node_id}.{key}={value}" for node_id, inputs in TINY_STRSR.items() for key, value in inputs.items()]
+    return as_sets(TINY_STRSR)
 
 
 def three_stages(pretrain: dict[str, Any], train: dict[str, Any], data_folder: str = "training-pictures") -> dict[str, Any]:

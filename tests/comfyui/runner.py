@@ -23,6 +23,10 @@ DIFFERS = {  # outputs that must differ between two runs
     ("AlignSRTrainAutoEncoder", 3): "seconds",
     ("AlignSRTrainPerceptualSR", 0): "a path in the output folder",
     ("AlignSRTrainPerceptualSR", 3): "seconds",
+    ("AlignSROneStepTrainer", 0): "a path in the output folder",
+    ("AlignSROneStepTrainer", 3): "seconds",
+    ("AlignSROneStepTrainer", 7): "a path in the output folder",
+    ("AlignSRSaveLoRA", 0): "a path in the output folder",
     ("AlignSRSaveReport", 0): "a path in the output folder",
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from workflow_helpers import TINY_STRSR, TINY_TRAINERS, three_stages, tiny_inputs
+from workflow_helpers import TINY_STRSR, TINY_STRSR_TRAINERS, TINY_TRAINERS, three_stages, tiny_inputs, tiny_strsr_training
 
 from comfyui.runner import differences, run_locally, tensor_differences, with_dumps
 from comfyui.server import Server, node
@@ -18,6 +18,12 @@ pytestmark = pytest.mark.comfyui
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json"))
 SMALL: dict[str, dict[str, dict[str, Any]]] = {  # workflow -> node id -> inputs; the saved ones hold settings for real work
     **{name: tiny_inputs(name, "photos") for name in TINY_TRAINERS},
+    **{
+        name: tiny_strsr_training(
+            name, json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")), "photos"
+        )
+        for name in TINY_STRSR_TRAINERS
+    },
     "evaluate-folders": {
         "2": {"sr": "same = photos\ndim = dimmed", "gt": "photos", "metrics": "psnr_y, ssim_y, ae_psnr, lr_psnr, lsd"},
     },
