@@ -116,31 +116,28 @@ def _materials(inputs: Path) -> None:
 
 def _run(workflow: str, root: Path, sets: list[str], shown: str) -> Image.Image:
     """The first picture that node `shown` gave."""
-    host = LocalHost(output_dir=root / workflow, input_dirs=[root / "input"])
-    result = run_workflow(API / f"{workflow}.json", sets=sets, out_dir=root / workflow, quiet=True, host=host)
-    entry = result.outputs[shown]["images"][0]
-    base = host.temp_dir() if entry["type"] == "temp" else host.output_dir()
-    with Image.open(base / entry["subfolder"] / entry["filename"]) as opened:
-        return opened.convert("RGB")
+    return _first_picture(API / f"{workflow}.json", root / workflow, root, sets, shown)
 
 
-def _shown_by(workflow: str, root: Path, sets: list[str], dropped: Sequence[str], *shown: str) -> list[Image.Image]:
-    """The first pictures of these nodes, without the nodes whose class starts with one of `dropped`, and what hangs on them."""
+def _run_without(dropped: Sequence[str], workflow: str, root: Path, sets: list[str], shown: str) -> Image.Image:
+    """The same, without the nodes of these classes and without what would come from them."""
     graph = json.loads((API / f"{workflow}.json").read_text(encoding="utf-8"))
-    gone = {node_id for node_id, entry in graph.items() if entry["class_type"].startswith(tuple(dropped))}
+    gone = {node_id for node_id, entry in graph.items() if entry["class_type"] in dropped}
     graph = {node_id: entry for node_id, entry in graph.items() if node_id not in gone}
     for entry in graph.values():
         entry["inputs"] = {k: v for k, v in entry["inputs"].items() if not (isinstance(v, list) and v[0] in gone)}
     path = root / f"{workflow}.json"
     path.write_text(json.dumps(graph), encoding="utf-8")
-    host = LocalHost(output_dir=root / workflow, input_dirs=[root / "input"])
-    result = run_workflow(path, sets=sets, out_dir=root / workflow, quiet=True, host=host)
-    pictures: list[Image.Image] = []
-    for node_id in shown:
-        entry = result.outputs[node_id]["images"][0]
-        base = host.temp_dir() if entry["type"] == "temp" else host.output_dir()
-        pictures.append(Image.open(base / entry["subfolder"] / entry["filename"]).convert("RGB"))
-    return pictures
+    return _first_picture(path, root / workflow, root, sets, shown)
+
+
+def _first_picture(path: Path, out: Path, root: Path, sets: list[str], shown: str) -> Image.Image:
+    host = LocalHost(output_dir=out, input_dirs=[root / "input"])
+    result = run_workflow(path, sets=sets, out_dir=out, quiet=True, host=host)
+    entry = result.outputs[shown]["images"][0]
+    base = host.temp_dir() if entry["type"] == "temp" else host.output_dir()
+    with Image.open(base / entry["subfolder"] / entry["filename"]) as opened:
+        return opened.convert("RGB")
 
 
 def _zoom(node: str, x: int, y: int, side: int) -> list[str]:
@@ -262,7 +259,7 @@ def strsr(transformer: str) -> Image.Image:
 
 # StrSR's method on the bundled pixel model, for a minute: the published backbones need files that are not free to show
 SHORT_STRSR = lines(SHORT, "optimizer.learning_rate=3e-4", "discriminator.optimizer.learning_rate=1e-3")
-LARGE = ("AlignSRLoadVLM", "AlignSRVLMEncode", "AlignSRTextEncode", "AlignSREmptyConditioning", "AlignSRSaveLoRA", "PreviewAny")
+LARGE = ("AlignSRLoadVLM", "AlignSRVLMEncode", "AlignSRSaveLoRA", "PreviewAny")  # what the pixel model has no use for
 
 
 def _small_critic(node: str) -> list[str]:
@@ -278,11 +275,7 @@ def train_strsr(root: Path) -> Image.Image:
     sets = [*_small_critic("1"), "3.weight=0", *_small_fdl("5"), *_zoom("16", 103, 95, 60)]
     for node, stage, steps in (("6", 1, 60), ("7", 2, 30)):
         sets += [f"{node}.config=strsr-pixel-stage{stage}", f"{node}.overrides={SHORT_STRSR}\nrun.steps={steps}"]
-    sheet, curve = _shown_by("train-strsr", root, sets, LARGE, "17", "19")
-    page = Image.new("RGB", (sheet.width, sheet.height + curve.height * sheet.width // curve.width), (255, 255, 255))
-    page.paste(sheet, (0, 0))
-    page.paste(curve.resize((sheet.width, page.height - sheet.height), Image.Resampling.LANCZOS), (0, sheet.height))
-    return page
+    return _run_without(LARGE, "train-strsr", root, sets, "17")
 
 
 def strsr_ablation(_: Path) -> Image.Image:

@@ -95,6 +95,13 @@ class Place:
         items = (f'data.folders=["{(self.folder / "data").as_posix()}"]', "losses.perceptual.weight=0", *sets)
         return ["train", "tiny-aesop-rrdb-128", "--out", self.out, *(part for item in items for part in ("--set", item))]
 
+    def one_step(self, *sets: str, stage: int = 1) -> Arguments:
+        """One step of StrSR's training on the pictures in data/, without LPIPS, whose random weights take a second."""
+        data = f'data.folders=["{(self.folder / "data").as_posix()}"]'
+        items = (data, "losses.lpips.weight=0", "data.workers=0", "data.pair_pool=0", *sets)
+        config = f"tiny-strsr-flux2-klein-stage{stage}"
+        return ["train", config, "--out", self.out, *(part for item in items for part in ("--set", item))]
+
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
@@ -188,6 +195,25 @@ def cut_transformer(place: Place) -> Arguments:
     place.write("diffusion_models/cut.safetensors", place.model.read_bytes()[:3000])
     place.write("vae/flux2-vae.safetensors", place.model.read_bytes())
     return strsr(place, n2__model_name="cut.safetensors")
+
+
+def started_from(place: Place, name: str, *sets: str) -> Arguments:
+    """Training that starts from one of the two adapters."""
+    write_adapters(place.folder)
+    return place.one_step(f'model.init="{(place.folder / "loras" / name).as_posix()}.safetensors"', *sets)
+
+
+def graph_of_training(place: Place, **sets: str) -> Arguments:
+    """The template of StrSR's training with one thing spoiled."""
+    changes = [f"{key.removeprefix('n').replace('__', '.')}={value}" for key, value in sets.items()]
+    workflow = ROOT / "workflows" / "api" / "train-strsr.json"
+    return [
+        "run",
+        workflow,
+        "--out",
+        place.out,
+        *(part for item in (f"9.image={place.good}", *changes) for part in ("--set", item)),
+    ]
 
 
 LOAD, SR = "node 3 (AlignSRLoadSRModel)", "node 4 (AlignSROneStepSR)"
@@ -448,6 +474,99 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
     "weights that are no adapter, convert": (
         lambda p: ["models", "convert", p.model, "-o", p.out / "x.safetensors"],
         "model.safetensors: expected an adapter of flux2_klein or z_image",
+    ),
+    # their training
+    "no transformer and no autoencoder, train": (
+        lambda p: p.one_step('model.source=""'),
+        "2 are missing. transformer: no flux-2-klein-base-4b.safetensors",
+    ),
+    "no language model, train": (
+        lambda p: p.one_step('conditioning.model=""'),
+        "expected a folder Qwen3-VL-4B-Instruct with config.json",
+    ),
+    "no text encoder, train": (
+        lambda p: p.one_step('conditioning.kind="text"', 'conditioning.model=""'),
+        "text encoder of FLUX.2 [klein] 4B: expected",
+    ),
+    "no critic, train": (
+        lambda p: p.one_step('discriminator.features.weights=""'),
+        "found no 'open_clip_pytorch_model.bin'; put the weight file there or pass its path (the critic's backbone, https://",
+    ),
+    "truncated critic, train": (
+        lambda p: p.one_step(
+            f'discriminator.features.weights="{p.write("clip.safetensors", p.model.read_bytes()[:3000]).as_posix()}"'
+        ),
+        "clip.safetensors: expected a safetensors file, got 3000 bytes",
+    ),
+    "another network as critic, train": (
+        lambda p: p.one_step(
+            f'discriminator.features.weights="{p.model.as_posix()}"', 'discriminator.features.architecture="convnext_base"'
+        ),
+        "model.safetensors: the weights do not fit this network; missing: head.proj.weight",
+    ),
+    "heads of another critic, train": (
+        lambda p: p.one_step(f'discriminator.init="{p.model.as_posix()}"'),
+        "model.safetensors: the weights do not fit this network",
+    ),
+    "no LPIPS, train": (
+        lambda p: p.one_step("losses.lpips.weight=3", 'losses.lpips.vgg="vgg16-397923af.pth"'),
+        "the weights of VGG16 on ImageNet: https://download.pytorch.org",
+    ),
+    "no features for FDL, train": (
+        lambda p: p.one_step('losses.fdl.features.weights=""', stage=2),
+        "the weights of VGG19 on ImageNet: https://download.pytorch.org",
+    ),
+    "adapter of the other backbone, train": (
+        lambda p: started_from(p, "StrSR-zimage"),
+        "lora: expected an adapter of flux2_klein, ",
+    ),
+    "adapter of another rank, train": (
+        lambda p: started_from(p, "StrSR-flux", "lora.rank=8"),
+        "StrSR-flux.safetensors: expected an adapter of rank 8, got matrices of rank 4",
+    ),
+    "weights that are no adapter, train": (
+        lambda p: p.one_step(f'model.init="{p.model.as_posix()}"'),
+        "model.safetensors: expected an adapter of flux2_klein or z_image",
+    ),
+    "a run to go on from that is none, train": (
+        lambda p: p.one_step(f'start_from="{(p.folder / "pictures").as_posix()}"'),
+        "start_from: expected a run folder with checkpoints or a checkpoint, found none",
+    ),
+    "a checkpoint to go on from that is none, train": (
+        lambda p: p.one_step(f'start_from="{p.model.as_posix()}"'),
+        "config.json of a one-step run beside the checkpoint",
+    ),
+    "patch too small for the critic, train": (
+        lambda p: p.one_step("data.gt_patch_px=64"),
+        "data.gt_patch_px: expected at least 128, which the critic's features (clip) need, got 64",
+    ),
+    "patch too small for the FDL, train": (
+        lambda p: p.one_step("data.gt_patch_px=64", 'discriminator.features.kind="network"', stage=2),
+        "data.gt_patch_px: expected at least 80, which the features of losses.fdl need, got 64",
+    ),
+    "patch that is no multiple of 16, train": (
+        lambda p: p.one_step("data.gt_patch_px=136"),
+        "data.gt_patch_px: expected a multiple of what flux2_klein takes 16, got 136",
+    ),
+    "the other trainer's game, train": (
+        lambda p: p.one_step("losses.adversarial.weight=0.1"),
+        "losses.adversarial: expected off in one_step_distill, got it on; use losses.ragan",
+    ),
+    "StrSR's game in the other trainer": (
+        lambda p: p.aesop("losses.ragan.weight=0.1"),
+        "losses.ragan: expected off in perceptual_gan, got it on; use losses.adversarial",
+    ),
+    "no critic, run": (
+        lambda p: graph_of_training(p),
+        "node 1 (AlignSRLoadDiscriminator), input 'model_name': expected a file path",
+    ),
+    "truncated critic, run": (
+        lambda p: graph_of_training(p, n1__model_name=p.write("alignsr/cut.safetensors", p.model.read_bytes()[:3000]).name),
+        "cut.safetensors: expected a safetensors file, got 3000 bytes",
+    ),
+    "no training pictures, run": (
+        lambda p: graph_of_training(p, n1__features="network"),
+        "node 6 (AlignSROneStepTrainer), input 'data_folder': expected",
     ),
     "an adapter as model": (adapter_as_model, "expected a whole model, got an adapter of flux2_klein"),
     # outputs

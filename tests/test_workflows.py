@@ -322,7 +322,8 @@ def check_strsr(name, result, written, out):
         assert "alignsr/my-strsr_00001_.png" in written and sum(file.endswith("curve.png") for file in written) == 2
         assert Image.open(out / "alignsr" / "my-strsr_00001_.png").size == (68 * 4, 72 * 4)
         (saved,) = result.outputs["20"]["text"]
-        assert saved.endswith("my-strsr-adapter_00001_.safetensors") and trained["my-strsr-adapter_00001_"]["conditioning"] == "vlm"
+        assert saved.endswith("my-strsr-adapter_00001_.safetensors")
+        assert trained["my-strsr-adapter_00001_"]["conditioning"] == "vlm"
         return
     methods = ("full", "without-vlm", "without-embedding", "without-gan", "without-fdl")
     assert set(started) == {f"strsr-{m}" for m in methods} | {f"strsr-{m}-stage1" for m in methods[:4]}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,9 @@ from ..core.conditioning import (
     load_vlm,
     tags_to_text,
 )
+from ..core.conditioning.folders import find_folder
 from ..core.conditioning.tiny import tiny_text_model, tiny_vlm
+from ..core.conditioning.vlm import VLM_FOLDER
 from ..core.records import Conditioning
 from .config import ConfigError
 
@@ -51,7 +54,8 @@ class TrainConditioner:
         folders: model folders.
 
     Raises:
-        MissingModelError, WeightsError: the model is missing or damaged; text is encoded here, pictures when they come.
+        MissingModelError: the model is missing.
+        WeightsError: it is damaged; text is encoded here, pictures when they come.
         ConfigError: tokens of another width than the backbone takes.
     """
 
@@ -72,7 +76,10 @@ class TrainConditioner:
             self.fixed = self._encode_prompt(backbone, width, dtype, folders)
         elif config.kind == "vlm":
             name = config.model or None
-            load = (lambda: tiny_vlm(config.width)) if name == TINY else (lambda: load_vlm(name, folders, dtype, device))
+            if name == TINY:
+                load = partial(tiny_vlm, config.width)
+            else:  # found here, read when the first pictures come
+                load = partial(load_vlm, find_folder(VLM_FOLDER, name, folders), (), dtype, device)
             self.encoder = VLMEncoder(load, device, config.keep, parity=config.is_parity, cache_size=config.cached_images)
 
     def __call__(self, lq: Tensor) -> Conditioning | None:
