@@ -31,6 +31,7 @@ BENCHMARKS = {
     "autoencoded-memory": Benchmark("autoencoded_memory.py", "what autograd keeps for AE(SR): plain torch beside lean networks"),
     "aesop-step": Benchmark("aesop_step.py", "memory and time of one AESOP training step beside the straightforward order"),
     "pair-data": Benchmark("pair_data.py", "training pairs per second beside what a step needs"),
+    "one-step": Benchmark("one_step.py", "work, memory and time of the large one-step models beside their bound"),
     "fdl": Benchmark("fdl.py", "time and memory of the frequency distribution loss beside the published order of operations"),
     "bundled-models": Benchmark("bundled_models.py", "PSNR and SSIM of each bundled model against bicubic", "--data DIR"),
 }

@@ -5,12 +5,14 @@ y = W x + strength (alpha / rank) B A x,   A [rank, in],  B [out, rank]
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from .compat import import_peft
+from .low_rank import put_beside
 from .weights import WeightsError, check_state
 
 LORA_TARGETS: dict[str, tuple[str, ...]] = {
@@ -19,14 +21,20 @@ LORA_TARGETS: dict[str, tuple[str, ...]] = {
         *("to_qkv_mlp_proj", "to_out"),
     ),
     "z_image": ("to_q", "to_k", "to_v", "to_out.0", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
+    "flux1": (
+        *("x_embedder", "norm1.linear", "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.2"),
+        *("norm.linear", "proj_mlp", "single_transformer_blocks.*.proj_out"),
+    ),
+    "stable_diffusion": ("to_q", "to_k", "to_v", "to_out.0"),
 }
-_FACTS = ("latents", "start_sigma")
+_FACTS = ("latents", "start_sigma", "lora_scope", "condition_stride", "guidance")
+_BINDING = ("latents", "lora_scope", "condition_stride")  # of these, what a caller asks for must be what an adapter has
 
 
 def resolve_targets(transformer: nn.Module, patterns: Iterable[str]) -> list[str]:
     """The linear layers that a list of patterns means, in the order of the module; training and inference both ask here.
 
-    A pattern is the end of a dotted name: `to_out` is a layer of that name and not `to_out.0`.
+    A pattern is the end of a dotted name: `to_out` is a layer of that name and not `to_out.0`. One with a `*` is the whole name.
 
     Args:
         transformer: the module.
@@ -55,7 +63,7 @@ def resolve_targets(transformer: nn.Module, patterns: Iterable[str]) -> list[str
 
 
 def _ends(name: str, pattern: str) -> bool:
-    return name == pattern or name.endswith(f".{pattern}")
+    return fnmatchcase(name, pattern) if "*" in pattern else name == pattern or name.endswith(f".{pattern}")
 
 
 def expected_state(transformer: nn.Module, patterns: Iterable[str], rank: int) -> dict[str, Tensor]:
@@ -166,12 +174,14 @@ class Adapter:
         info: `backbone`, `rank`, `alpha`, `targets`, `latents`, `start_sigma`, and free notes.
         projector: the two linear layers that bring the vision-language model's tokens to the backbone's width, or empty.
         source: path, for messages.
+        full: parameters that were trained whole, as a widened first convolution: name -> the value that replaces the base's.
     """
 
     state: Mapping[str, Tensor]
     info: Mapping[str, Any]
     projector: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     source: str = "adapter"
+    full: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     @property
     def rank(self) -> int:
@@ -194,30 +204,52 @@ class Adapter:
                 f"lora: expected an adapter of {backbone}, {self.source} is one of {self.info['backbone']}; "
                 "choose the file made for this backbone"
             )
-        if "latents" in facts and "latents" in self.info and facts["latents"] != self.info["latents"]:
-            raise ValueError(
-                f"latents: expected {self.info['latents']!r}, which {self.source} was made with, got {facts['latents']!r}; "
-                "leave the setting out"
-            )
+        for key in _BINDING:
+            if key in facts and key in self.info and facts[key] != self.info[key]:
+                raise ValueError(
+                    f"{key}: expected {self.info[key]!r}, which {self.source} was made with, got {facts[key]!r}; "
+                    "leave the setting out"
+                )
         return {**{key: self.info[key] for key in _FACTS if key in self.info}, **facts}
 
     def check(self, transformer: nn.Module) -> None:
         """Raise WeightsError unless names and shapes are exactly those of `targets` and `rank` on this transformer."""
         _check_rank(self.state, self.rank, self.source, "its header says the former, get the file again")
         check_state(self.state, expected_state(transformer, self.info["targets"], self.rank), self.source)
+        own = transformer.state_dict() if self.full else {}
+        check_state(self.full, {name: own[name] for name in self.full if name in own}, self.source)
 
     def merge_into(self, transformer: nn.Module, strength: float = 1.0) -> None:
         """Add the adapter to the weights in place: W + strength scale B A, in float32, rounded once to the weights' precision.
 
-        With B = 0 the weights stay as they are, bit for bit.
+        With B = 0 the weights stay as they are, bit for bit. Parameters trained whole go the same way: W + strength (full - W).
 
         Raises:
             WeightsError: the adapter does not fit.
         """
         self.check(transformer)
+        for name, value in self.full.items():
+            parameter = transformer.get_parameter(name)
+            wanted = value.to(parameter.device, torch.float32)
+            parameter.data = torch.lerp(parameter.data.float(), wanted, strength).to(parameter.dtype)
         for name in resolve_targets(transformer, self.info["targets"]):
             layer: Any = transformer.get_submodule(name)
             weight: Tensor = layer.weight
             down, up = (self.state[f"{name}.lora_{half}.weight"].to(weight.device, torch.float32) for half in "AB")
             if strength and bool(up.any()):
                 weight.data = torch.addmm(weight.data.float(), up, down, alpha=strength * self.scale).to(weight.dtype)
+
+    def add_beside(self, transformer: nn.Module, strength: float = 1.0) -> None:
+        """Put the adapter beside the weights, in place, in their precision: for scope `condition_only`, see `low_rank`.
+
+        Raises:
+            WeightsError: the adapter does not fit.
+            ValueError: it has parameters trained whole, which cannot act on some tokens only.
+        """
+        if self.full:
+            raise ValueError(f"lora: expected matrices alone for scope condition_only, {self.source} has more; merge it instead")
+        self.check(transformer)
+        for name in resolve_targets(transformer, self.info["targets"]):
+            layer: Any = transformer.get_submodule(name)
+            down, up = (self.state[f"{name}.lora_{half}.weight"].to(layer.weight.device, torch.float32) for half in "AB")
+            put_beside(transformer, name, down.to(layer.weight.dtype), (strength * self.scale * up).to(layer.weight.dtype))

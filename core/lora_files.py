@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,16 @@ from .weights import MissingModelError, WeightsError, check_state, load_state_di
 RELEASED: dict[str, dict[str, Any]] = {
     "flux2_klein": {"base": "FLUX.2-klein-base-4B", "latents": "native", "start_sigma": 0.8},
     "z_image": {"base": "Z-Image-Turbo", "latents": "raw", "start_sigma": 0.8},
+    "flux1": {"base": "FLUX.1-dev", "lora_scope": "condition_only", "guidance": 3.5},  # ASASR; asasr.md 3.2 and 3.3
 }
 FORMATS = ("alignsr", "comfyui", "diffusers")
-_PREFIXES = ("base_model.model.", "transformer.")
+_PREFIXES = ("base_model.model.", "transformer.", "unet.")
 _DIFFUSERS_NOTE = "lora_adapter_metadata"  # where diffusers looks for alpha, which its key names have no place for
-_PARTS = ("lora", "projector")
+_ONLY_FLUX1 = (  # FLUX.2's blocks share one modulation, and its single blocks one layer for q, k, v and the feed-forward part
+    "*.norm.linear", "*.norm1.linear", "*.norm1_context.linear", "single_transformer_blocks.*.attn.to_[qkv]", "*.proj_mlp",
+    "single_transformer_blocks.*.proj_out", "*.ff.net.*", "*.ff_context.net.*",
+)  # fmt: skip
+_PARTS = ("lora", "projector", "full")
 
 
 def read_adapter(path: str | Path) -> Adapter:
@@ -52,7 +58,7 @@ def read_adapter(path: str | Path) -> Adapter:
     if info.get("layout") == "diffusers":
         return Adapter(_canonical(state), info, {}, str(file))
     parts = {part: {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")} for part in _PARTS}
-    return Adapter(parts["lora"], info, parts["projector"], str(file))
+    return Adapter(parts["lora"], info, parts["projector"], str(file), parts["full"])
 
 
 def from_released(state_dict: str | Path, projector: str | Path | None = None) -> Adapter:
@@ -78,6 +84,9 @@ def from_released(state_dict: str | Path, projector: str | Path | None = None) -
 
 def _from_foreign(state: Mapping[str, Tensor], info: Mapping[str, Any], source: str) -> Adapter:
     """An adapter of another program, or one that we wrote for ComfyUI, whose header still says what it was made for."""
+    if info.get("backbone") in ("flux1", "stable_diffusion"):  # written here, with diffusers' own names in another dress
+        plain = {_undressed(name): tensor for name, tensor in state.items() if not name.endswith(".alpha")}
+        return Adapter(plain, info, {}, source)
     named, rank, alpha = from_foreign(state, source)
     if info.get("architecture") == "lora":
         return Adapter(named, info, {}, source)
@@ -85,6 +94,12 @@ def _from_foreign(state: Mapping[str, Tensor], info: Mapping[str, Any], source: 
     return Adapter(
         named, {"backbone": _kind_of(layers, named, source), "rank": rank, "alpha": alpha, "targets": layers}, {}, source
     )
+
+
+def _undressed(name: str) -> str:
+    if not name.startswith("unet."):
+        return name.removeprefix("transformer.")
+    return name.removeprefix("unet.").replace(".processor.to_", ".to_").replace(".to_out.lora_", ".to_out.0.lora_")
 
 
 def _canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -100,13 +115,25 @@ def _described(state: dict[str, Tensor], projector: Mapping[str, Tensor], source
     downs = {name.removesuffix(".lora_A.weight"): tensor for name, tensor in state.items() if name.endswith(".lora_A.weight")}
     kind = _kind_of(downs, state, source)
     info = {"backbone": kind, "rank": int(next(iter(downs.values())).shape[0]), "targets": list(LORA_TARGETS[kind])}
+    if kind not in RELEASED:
+        raise WeightsError(
+            f"{source}: expected an adapter that says what it was made with, got one of {kind} without a header; none was "
+            "released under such names"
+        )
     return Adapter(state, {**info, "alpha": info["rank"], **RELEASED[kind]}, projector, source)
 
 
 def _kind_of(layers: Iterable[str], state: Mapping[str, Tensor], source: str) -> str:
-    """The backbone whose blocks the layers lie in."""
-    starts = {"flux2_klein": ("single_transformer_blocks.", "transformer_blocks."), "z_image": ("layers.", "noise_refiner.")}
+    """The backbone whose blocks the layers lie in; of both FLUX the one that has layers of those names."""
+    starts = {
+        "flux2_klein": ("single_transformer_blocks.", "transformer_blocks."),
+        "z_image": ("layers.", "noise_refiner."),
+        "stable_diffusion": ("down_blocks.", "mid_block.", "up_blocks."),
+    }
+    layers = list(layers)
     kinds = [kind for kind, start in starts.items() if any(layer.startswith(start) for layer in layers)]
+    if kinds == ["flux2_klein"] and any(fnmatchcase(layer, name) for layer in layers for name in _ONLY_FLUX1):
+        kinds = ["flux1"]
     if len(kinds) != 1:
         found = ", ".join(sorted(state)[:3])
         raise WeightsError(f"{source}: expected an adapter of {' or '.join(LORA_TARGETS)}, got {found}; choose another file")
@@ -142,6 +169,7 @@ def save_adapter(path: str | Path, adapter: Adapter) -> Path:
     """Write adapter and projector as one safetensors file whose header says what they are."""
     tensors = {f"lora.{name}": tensor for name, tensor in adapter.state.items()}
     tensors |= {f"projector.{name}": tensor for name, tensor in adapter.projector.items()}
+    tensors |= {f"full.{name}": tensor for name, tensor in adapter.full.items()}
     return save_weights(path, tensors, {**adapter.info, "architecture": "lora", "options": {}})
 
 
@@ -157,6 +185,10 @@ def comfy_name(backbone: str, layer: str) -> str:
         raise ValueError(f"backbone: expected {' or '.join(LORA_TARGETS)}, got {backbone!r}; choose one of them")
     if backbone == "z_image":
         return f"diffusion_model.{layer}"
+    if backbone == "flux1":
+        return f"transformer.{layer}"
+    if backbone == "stable_diffusion":
+        return "unet." + layer.replace(".to_", ".processor.to_").removesuffix(".0")
     start, index, rest = layer.split(".", 2)
     own = {
         "attn.to_qkv_mlp_proj": "single_blocks.{}.linear1",
@@ -174,7 +206,15 @@ def export_for_comfy(path: str | Path, adapter: Adapter, dtype: torch.dtype | No
         path: a .safetensors file, for ComfyUI's models/loras.
         adapter: from `read_adapter` or made of `adapter_state`.
         dtype: of the matrices; None keeps theirs.
+
+    Raises:
+        ValueError: an adapter that acts on condition tokens alone, or with parameters trained whole: ComfyUI has neither.
     """
+    if adapter.info.get("lora_scope") == "condition_only" or adapter.full:
+        raise ValueError(
+            f"file_format: expected 'alignsr' or 'diffusers' for {adapter.source}, got 'comfyui', whose loader folds adapters "
+            "into the weights; this one acts on condition tokens alone or has parameters trained whole"
+        )
     tensors: dict[str, Tensor] = {}
     for name, tensor in adapter.state.items():
         layer, half = name.removesuffix(".weight").rsplit(".", 1)
@@ -191,11 +231,19 @@ def export_for_diffusers(path: str | Path, adapter: Adapter, dtype: torch.dtype 
         path: a .safetensors file.
         adapter: from `read_adapter` or made of `adapter_state`.
         dtype: of the matrices; None keeps theirs.
+
+    Raises:
+        ValueError: an adapter with parameters trained whole, which diffusers' files have no place for.
     """
-    tensors = {f"transformer.{name}": tensor if dtype is None else tensor.to(dtype) for name, tensor in adapter.state.items()}
+    if adapter.full:
+        raise ValueError(
+            f"file_format: expected 'alignsr' for {adapter.source}, which has parameters trained whole, got 'diffusers'"
+        )
+    prefix = "unet" if adapter.info["backbone"] == "stable_diffusion" else "transformer"
+    tensors = {f"{prefix}.{name}": tensor if dtype is None else tensor.to(dtype) for name, tensor in adapter.state.items()}
     layers = sorted({name.rsplit(".lora_", 1)[0] for name in adapter.state})
     config = {"r": adapter.rank, "lora_alpha": adapter.scale * adapter.rank, "target_modules": layers}
-    note = json.dumps({f"transformer.{key}": value for key, value in config.items()}, sort_keys=True)
+    note = json.dumps({f"{prefix}.{key}": value for key, value in config.items()}, sort_keys=True)
     info: dict[str, Any] = {**adapter.info, "architecture": "lora", "layout": "diffusers", "options": {}}
     return save_weights(path, tensors, info, {_DIFFUSERS_NOTE: note})
 

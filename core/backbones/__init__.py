@@ -8,24 +8,28 @@ from ..checks import did_you_mean
 from ..weights import WeightsError, find_model, read_info
 from . import latent, network, pixel
 from .base import AnyBackbone, Backbone, BackboneSpec, DirectBackbone
-from .latent import LATENT_KINDS, open_backbone
+from .latent import LATENT_KINDS, MULTI_STEP_KINDS, open_backbone, open_multi_step
 
 BACKBONES: dict[str, Callable[[Path, dict[str, Any]], AnyBackbone]] = {
     "network": network.load,
     "pixel": pixel.load,
     "flux2_klein": latent.load,
     "z_image": latent.load,
+    "flux1": latent.load,
+    "stable_diffusion": latent.load,
 }
 
 __all__ = [
     "BACKBONES",
     "LATENT_KINDS",
+    "MULTI_STEP_KINDS",
     "AnyBackbone",
     "Backbone",
     "BackboneSpec",
     "DirectBackbone",
     "load_backbone",
     "open_backbone",
+    "open_multi_step",
 ]
 
 

@@ -13,7 +13,7 @@ from ..compat import import_diffusers, import_third_party
 from ..networks.tiny_autoencoder import TinyAutoencoder, build_tiny_autoencoder, from_single_file, read_halves
 from ..tiling import Box, blend, plan
 from ..weights import WeightsError
-from .files import Part, build_module, count_blocks, read_part
+from .files import VAE_WRAPPERS, Part, build_module, count_blocks, read_part
 
 STRIDE = 8  # of every autoencoder used here
 _LARGE = ("AutoencoderKL", "AutoencoderKLFlux2")
@@ -185,7 +185,7 @@ def load_autoencoder(path: Path, dtype: torch.dtype, defaults: Mapping[str, Any]
     halves = _halves(path)
     if halves is not None:
         return build_tiny_autoencoder(read_halves(*halves), " and ".join(map(str, halves))).to(dtype)
-    part = read_part(path, shapes_only=shapes_only)
+    part = read_part(path, shapes_only=shapes_only, wrappers=VAE_WRAPPERS)
     if part.config is not None:
         options = known_options(part, (*_LARGE, *_TINY))
         name = part.config["_class_name"]

@@ -4,7 +4,7 @@ Nothing is downloaded here. A file that is missing is named together with the fo
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -17,6 +17,7 @@ from ..weights import WEIGHT_SUFFIXES, MissingModelError, WeightsError, check_st
 Module = TypeVar("Module", bound=nn.Module)
 
 _WRAPPERS = ("model.diffusion_model.", "diffusion_model.", "first_stage_model.", "vae.")
+VAE_WRAPPERS = ("first_stage_model.", "vae.")
 _SCALES = (".weight_scale", ".scale_weight")
 _QUANTIZATION_NOTES = (".input_scale", ".scale_input", ".comfy_quant", "scaled_fp8")
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -32,12 +33,14 @@ class Component:
         folder: sub-folder of ComfyUI's models folder, and key in the `folders` of `find_components`.
         file_names: names under which the part is published for ComfyUI, best first.
         source: where to get it.
+        inside: another component whose single file may hold this one too, as checkpoints do; empty: none.
     """
 
     name: str
     folder: str
     file_names: tuple[str, ...]
     source: str
+    inside: str = ""
 
     def __str__(self) -> str:
         """One line for help pages: folder, file and source."""
@@ -84,6 +87,8 @@ def find_components(
         wanted = (chosen or {}).get(part.name)
         names = part.file_names if wanted is None else (str(wanted),)
         path = next((path for name in names if (path := _locate(name, places)) is not None), None)
+        if wanted is None and part.inside in found and has_part(found[part.inside], VAE_WRAPPERS):
+            path = found[part.inside]
         if path is not None:
             found[part.name] = path
         else:
@@ -125,7 +130,12 @@ def components_of_folder(root: Path, components: Iterable[Component]) -> dict[st
     return paths
 
 
-def read_part(path: Path, *, shapes_only: bool = False) -> Part:
+def has_part(path: Path, wrappers: Sequence[str]) -> bool:
+    """Whether a single file holds tensors under one of these prefixes."""
+    return path.is_file() and any(name.startswith(tuple(wrappers)) for name in load_shapes(path))
+
+
+def read_part(path: Path, *, shapes_only: bool = False, wrappers: Sequence[str] = _WRAPPERS) -> Part:
     """Read a component: a folder with `config.json` and one or several weight files, or a single weight file.
 
     Prefixes that checkpoints put before every name are removed, and 8-bit float weights with scales become plain floats.
@@ -133,6 +143,7 @@ def read_part(path: Path, *, shapes_only: bool = False) -> Part:
     Args:
         path: file or folder.
         shapes_only: tensors on the meta device, without their values.
+        wrappers: prefixes; of the first one that a file has, its tensors are taken and all others left.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -140,12 +151,12 @@ def read_part(path: Path, *, shapes_only: bool = False) -> Part:
     """
     load = load_shapes if shapes_only else load_state_dict
     if not path.is_dir():
-        return Part(_plain(load(path), str(path)), None, str(path))
+        return Part(_plain(load(path), str(path), wrappers), None, str(path))
     config: Any = _read_json(path / "config.json")
     state: dict[str, Tensor] = {}
     for file in _weight_files(path):
         state.update(load(file))
-    return Part(_plain(state, str(path)), cast(dict[str, Any], config), str(path))
+    return Part(_plain(state, str(path), wrappers), cast(dict[str, Any], config), str(path))
 
 
 def _read_json(path: Path) -> Any:
@@ -170,8 +181,8 @@ def _weight_files(folder: Path) -> list[Path]:
     return preferred
 
 
-def _plain(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    for wrapper in _WRAPPERS:
+def _plain(state: Mapping[str, Tensor], source: str, wrappers: Sequence[str]) -> dict[str, Tensor]:
+    for wrapper in wrappers:
         if state and any(name.startswith(wrapper) for name in state):
             state = {name.removeprefix(wrapper): tensor for name, tensor in state.items() if name.startswith(wrapper)}
             break

@@ -1,5 +1,6 @@
 """Sequential offload: of several large modules only the one at work lies on the accelerator."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -7,8 +8,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..borrowed import Borrowed
+from ..diffusion import Process
 from ..records import Conditioning
-from .latent import LatentBackbone
+from .base import BackboneSpec
+from .latent import LatentBackbone, MultiStepModel
 
 
 class Residency:
@@ -89,3 +92,54 @@ class OffloadedBackbone:
         if name not in self.keep:
             self.residency.use(self._modules[name])
         return self.backbone
+
+
+class OffloadedMultiStep:
+    """The `MultiStepBackbone` protocol over a model of many steps whose parts take turns on a device.
+
+    What predicts, transformer or UNet with its control branch, is one part, the autoencoder the other: two changes per picture,
+    however many steps it takes.
+
+    Args:
+        backbone: its modules lie at home.
+        residency: who is on the device.
+    """
+
+    def __init__(self, backbone: MultiStepModel, residency: Residency) -> None:
+        self.backbone: MultiStepModel = backbone
+        self.residency = residency
+        self.spec: BackboneSpec = backbone.spec
+        self.process: Process = backbone.process
+        parts = dict(backbone.modules())
+        self._coder = parts.pop("vae")
+        self._predictor = nn.ModuleList(parts.values())
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """As the backbone's, wherever they lie."""
+        yield from self.backbone.modules()
+
+    def adjusted(self, *, guidance: float | None = None, control_scale: float | None = None) -> "OffloadedMultiStep":
+        """The same parts and residency, see the backbone's."""
+        made = copy.copy(self)
+        made.backbone = self.backbone.adjusted(guidance=guidance, control_scale=control_scale)
+        return made
+
+    def encode(self, image: Tensor, *, generator: Generator | None = None) -> Tensor:
+        """As the backbone's, on the device."""
+        self.residency.use(self._coder)
+        return self.backbone.encode(image, generator=generator)
+
+    def encode_lq(self, image: Tensor, *, generator: Generator | None = None) -> Tensor:
+        """As the backbone's, on the device."""
+        self.residency.use(self._coder)
+        return self.backbone.encode_lq(image, generator=generator)
+
+    def predict(self, z: Tensor, time: Tensor, z_lq: Tensor, conditioning: Conditioning | None = None) -> Tensor:
+        """As the backbone's, on the device."""
+        self.residency.use(self._predictor)
+        return self.backbone.predict(z, time, z_lq, conditioning)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """As the backbone's, on the device."""
+        self.residency.use(self._coder)
+        return self.backbone.decode(z)

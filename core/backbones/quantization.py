@@ -11,7 +11,11 @@ from ..compat import import_third_party
 
 BITS = {"8bit": 8, "4bit": 4}
 _BLOCK_SIZE = {8: 256, 4: 64}  # weights that share one scale
-_BLOCK_LISTS = ("transformer_blocks", "single_transformer_blocks", "layers", "noise_refiner", "context_refiner")
+_BLOCK_LISTS = (
+    *("transformer_blocks", "single_transformer_blocks", "layers", "noise_refiner", "context_refiner"),
+    *("down_blocks", "mid_block", "up_blocks"),
+)
+_KEPT = ("adaLN", ".norm.linear", ".norm1.linear", ".norm1_context.linear", "time_emb_proj")  # modulation
 
 
 class QuantizedLinear(nn.Module):
@@ -77,7 +81,7 @@ def quantize(transformer: nn.Module, bits: int, device: str | torch.device | Non
     Embedders, modulation, norms and the output layer keep their precision.
 
     Args:
-        transformer: FLUX.2 or Z-Image, any device; adapters must be merged before.
+        transformer: of any latent backbone, any device; adapters must be merged before.
         bits: 8 or 4.
         device: where each layer goes before it is quantised; None leaves it.
 
@@ -94,7 +98,7 @@ def quantize(transformer: nn.Module, bits: int, device: str | torch.device | Non
     names: list[str] = [
         name
         for name, module in root.named_modules()
-        if isinstance(module, nn.Linear) and name.split(".")[0] in _BLOCK_LISTS and "adaLN" not in name
+        if isinstance(module, nn.Linear) and name.split(".")[0] in _BLOCK_LISTS and not any(part in name for part in _KEPT)
     ]
     for name in names:
         linear: Any = transformer.get_submodule(name)

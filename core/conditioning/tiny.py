@@ -17,7 +17,7 @@ _TEMPLATE = (
 _WORDS = 256
 
 
-def _tokenizer() -> Any:
+def tiny_tokenizer() -> Any:
     """One token per word (its first letter) or mark, and Qwen's special ones: as short as Qwen's own."""
     tokenizers: Any = import_third_party("tokenizers")
     letters = {chr(code): code for code in range(_WORDS)}
@@ -38,7 +38,7 @@ def tiny_vlm(width: int = TINY_WIDTH, seed: int = 0) -> VisionLanguageModel:
         width: of the tokens it gives, a multiple of 8.
         seed: of the weights; the global random state is left alone.
     """
-    transformers, tokenizer = import_transformers(), _tokenizer()
+    transformers, tokenizer = import_transformers(), tiny_tokenizer()
     rotary = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [width // 16, width // 32, width // 32]}
     number = tokenizer.convert_tokens_to_ids
     text = {
@@ -69,7 +69,7 @@ def tiny_text_model(width: int = TINY_WIDTH, layers: int = 28, seed: int = 0) ->
         layers: hidden layers.
         seed: of the weights; the global random state is left alone.
     """
-    transformers, tokenizer = import_transformers(), _tokenizer()
+    transformers, tokenizer = import_transformers(), tiny_tokenizer()
     sizes = {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": layers, "head_dim": max(4, width // 4)}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 1024}
     config: Any = transformers.Qwen3Config(vocab_size=len(tokenizer), **sizes, **heads)

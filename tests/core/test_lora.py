@@ -190,7 +190,9 @@ def test_released_files_that_are_not(tmp_path: Path) -> None:
     with pytest.raises(MissingModelError, match=r"lora: expected an adapter file or a folder with state_dict\.pth"):
         read_adapter(tmp_path / "nothing")
     torch.save({"weight": torch.zeros(1)}, folder / "other.pth")
-    with pytest.raises(WeightsError, match="expected an adapter of flux2_klein or z_image, got weight"):
+    with pytest.raises(
+        WeightsError, match="expected an adapter of flux2_klein or z_image or flux1 or stable_diffusion, got weight"
+    ):
         from_released(folder / "other.pth")
     torch.save({"0.weight": torch.zeros(8, 24)}, folder / "projector.pth")
     with pytest.raises(WeightsError, match=r"projector\.pth: .*missing: 0\.bias, 2\.bias, 2\.weight"):
