@@ -66,14 +66,8 @@ class OneStepModel:
         LOGGER.info("reading the weights of %s ...", self.name)
         bar = get_host().progress(1, f"reading {self.name}")
         bar.update(0)
-        is_quantized = self.request.precision in ("8bit", "4bit")  # much faster where it is going to run
-        device = get_host().device() if is_quantized and self.device != "cpu" else torch.device("cpu")
-        backbone = self._open(device)
-        if device.type != "cpu":
-            from ..core.restore import move
-
-            with torch.inference_mode(False):
-                move(backbone, "cpu")
+        device = torch.device("cpu") if self.device == "cpu" else get_host().device()  # merging is much faster where it will run
+        backbone = self._open("cpu", device)
         bar.update(1)
         return backbone
 
@@ -96,7 +90,7 @@ class OneStepModel:
         """
         return OneStepModel(self.request, self.device, self.offload, (*self.adapters, (adapter, strength)))
 
-    def _open(self, device: str | torch.device) -> Any:
+    def _open(self, device: str | torch.device, work_device: torch.device | None = None) -> Any:
         from ..core.backbones import open_backbone
 
         want = self.request
@@ -110,6 +104,7 @@ class OneStepModel:
                 precision=want.precision,
                 adapters=self.adapters,
                 device=device,
+                work_device=work_device,
                 use_compile=want.use_compile,
                 **want.facts,
             )

@@ -173,6 +173,7 @@ def open_backbone(
     lora_strength: float = 1.0,
     adapters: Sequence[tuple[Adapter, float]] = (),
     device: str | torch.device = "cpu",
+    work_device: str | torch.device | None = None,
     use_compile: bool = False,
     **facts: Any,
 ) -> LatentBackbone:
@@ -189,6 +190,7 @@ def open_backbone(
         lora_strength: scales the adapter.
         adapters: more of them as read by `lora_files.read_adapter`, each with its strength, merged in that order.
         device: where the modules go; `meta` checks all files and adapters and gives a backbone without values.
+        work_device: where adapters are merged and layers quantised, one by one; None is `device`. A GPU is many times faster.
         use_compile: compile the transformer's repeated blocks at the first call (`compile_blocks`).
         facts: of the backbone: `latents`, `start_sigma`, `vae_tile_px`, ... An adapter's own facts come first; to contradict
             them is an error.
@@ -200,7 +202,7 @@ def open_backbone(
     """
     merged = [*adapters] if lora is None else [(read_adapter(lora), lora_strength), *adapters]
     chosen = {"transformer": transformer, "vae": autoencoder}
-    return _open(name, source, folders or {}, chosen, precision, merged, device, use_compile, facts)
+    return _open(name, source, folders or {}, chosen, precision, merged, device, work_device, use_compile, facts)
 
 
 def open_multi_step(
@@ -214,6 +216,7 @@ def open_multi_step(
     precision: str = "bf16",
     adapters: Sequence[tuple[Adapter, float]] = (),
     device: str | torch.device = "cpu",
+    work_device: str | torch.device | None = None,
     use_compile: bool = False,
     **facts: Any,
 ) -> MultiStepModel:
@@ -233,6 +236,7 @@ def open_multi_step(
         precision: a key of `PRECISIONS`. With `fp16` the autoencoder stays float32.
         adapters: as read by `lora_files.read_adapter`, each with its strength, in that order.
         device: where the modules go; `meta` checks all files and adapters and gives a backbone without values.
+        work_device: where adapters are merged and layers quantised, one by one; None is `device`. A GPU is many times faster.
         use_compile: compile what repeats at the first call.
         facts: of the backbone: `version`, `lora_scope`, `condition_stride`, `vae_tile_px`, ... An adapter's own facts come
             first; to contradict them is an error.
@@ -245,7 +249,7 @@ def open_multi_step(
     if name not in MULTI_STEP_KINDS:
         raise ValueError(f"kind: expected a model of many steps, got {name!r}; {did_you_mean(name, list(MULTI_STEP_KINDS))}")
     chosen = {MULTI_STEP_KINDS[name].main: network, "vae": autoencoder, "control": control}
-    return _open(name, source, folders or {}, chosen, precision, list(adapters), device, use_compile, facts)
+    return _open(name, source, folders or {}, chosen, precision, list(adapters), device, work_device, use_compile, facts)
 
 
 def _open(
@@ -256,6 +260,7 @@ def _open(
     precision: str,
     adapters: Sequence[tuple[Adapter, float]],
     device: str | torch.device,
+    work_device: str | torch.device | None,
     use_compile: bool,
     facts: dict[str, Any],
 ) -> Any:
@@ -282,12 +287,13 @@ def _open(
         if "control" in paths:
             modules.append(_load_control(kind, paths["control"], network, dtype, is_meta))
         backbone = kind.backbone(*modules, **facts)
-    _adapt(backbone, adapters, is_meta)
+    worker = device if work_device is None else work_device
+    _adapt(backbone, adapters, is_meta, worker)
     trained = next(iter(backbone.modules()))[1]
     if precision in BITS and not is_meta:
         for part, module in backbone.modules():
             if part != "vae":
-                quantize(module, BITS[precision], device)
+                quantize(module, BITS[precision], worker)
     for _, module in backbone.modules():
         nn.Module.to(module, device=device)
     if use_compile and not is_meta:
@@ -298,7 +304,7 @@ def _open(
     return backbone
 
 
-def _adapt(backbone: Any, adapters: Sequence[tuple[Adapter, float]], is_meta: bool) -> None:
+def _adapt(backbone: Any, adapters: Sequence[tuple[Adapter, float]], is_meta: bool, worker: str | torch.device) -> None:
     trained = next(iter(backbone.modules()))[1]
     for adapter, strength in adapters:
         if is_meta:
@@ -306,7 +312,7 @@ def _adapt(backbone: Any, adapters: Sequence[tuple[Adapter, float]], is_meta: bo
         elif adapter.info.get("lora_scope") == "condition_only":
             adapter.add_beside(trained, strength=strength)
         else:
-            adapter.merge_into(trained, strength=strength)
+            adapter.merge_into(trained, strength, worker)
 
 
 def compile_blocks(transformer: nn.Module, backend: str = "inductor") -> None:

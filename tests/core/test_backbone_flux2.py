@@ -32,6 +32,12 @@ def test_full_model_has_the_sizes_of_the_specification() -> None:
     spec = backbone.spec
     assert (spec.size_multiple, spec.latent_channels, spec.conditioning_dim) == (16, 128, 7680)
     assert spec.tokens(1024, 1024) == 4096 and spec.parameters == sum(counts.values())
+    assert spec.licence == "Apache-2.0" and [file.split("/")[0] for file in spec.files] == [
+        "diffusion_models",
+        "vae",
+        "text_encoders",
+    ]
+    assert spec.tile_bytes(1152) < 12 * 2**30
     adapter = expected_state(backbone.transformer, LORA_TARGETS["flux2_klein"], 256)
     assert len(adapter) == 2 * 80
     assert sum(p.numel() for p in adapter.values()) == 298_844_160

@@ -1,6 +1,7 @@
 """Adapters: one resolver, B = 0 is the base, merged equals attached, exact reports, released files, ComfyUI's key format."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,6 +111,28 @@ def test_merged_equals_attached(kind: str, strength: float) -> None:
     assert torch.allclose(answer(half), reference, atol=0.05 * float(reference.abs().max()))
     set_strength(attached.transformer, 0.0)
     assert torch.equal(answer(attached), base)
+
+
+def test_merging_may_be_worked_out_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layer by layer, with the meta device in place of a GPU; the weights stay where and as they were."""
+    places: list[torch.device] = []
+
+    def product(*matrices: torch.Tensor, alpha: float) -> torch.Tensor:
+        own = matrices[0]
+        places.extend({matrix.device for matrix in matrices})
+        return torch.zeros(own.shape)
+
+    adapter, network = adapter_for("z_image"), tiny("z_image").transformer.to(torch.bfloat16)
+    monkeypatch.setattr(torch, "addmm", product)
+    adapter.merge_into(network, device="meta")
+    assert places == [torch.device("meta")] * (len(adapter.state) // 2)
+    assert {(p.device.type, p.dtype) for p in network.parameters()} == {("cpu", torch.bfloat16)}
+
+
+def test_opening_merges_where_it_is_told_to() -> None:
+    given: dict[str, Any] = {"precision": "bf16", "adapters": [(adapter_for("z_image"), 1.0)]}
+    opened, wanted = (open_backbone("z_image", "tiny", **given, **more) for more in ({"work_device": "cpu"}, {}))
+    assert torch.equal(answer(opened), answer(wanted))
 
 
 @pytest.mark.parametrize("kind", KINDS)
