@@ -166,6 +166,7 @@ def comfyui(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.SimpleName
 
     management = types.ModuleType("comfy.model_management")
     vars(management).update(
+        __file__=str(tmp_path / "comfy" / "model_management.py"),
         InterruptProcessingException=_Stopped,
         OOM_EXCEPTION=torch.OutOfMemoryError,
         throw_exception_if_processing_interrupted=throw,
@@ -209,6 +210,7 @@ def test_comfyui_is_used_when_it_is_loaded(comfyui: types.SimpleNamespace, tmp_p
     assert comfyui.freed == [(10, torch.device("cpu"))]
     assert host.output_dir() == tmp_path / "output"
     assert host.is_oom(torch.OutOfMemoryError())
+    assert host.tokenizer_dirs() == [tmp_path / "comfy" / "text_encoders"] and LocalHost().tokenizer_dirs() == []
 
 
 def test_comfyui_cancel_comes_through_as_its_own_exception(comfyui: types.SimpleNamespace) -> None:
