@@ -6,7 +6,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 CHUNK = 1 << 20
@@ -27,12 +27,14 @@ class Download:
         licence: of the weights.
         about: one line for the list.
         sha256: published checksum, empty where none is known.
+        token: sent to that server alone, for files that ask who wants them.
     """
 
     url: str
     licence: str
     about: str
     sha256: str = ""
+    token: str = field(default="", repr=False)
 
     @property
     def file_name(self) -> str:
@@ -80,12 +82,18 @@ def find_download(name: str) -> Download:
         ValueError: unknown name.
     """
     from ..core.checks import did_you_mean
-    from .hub import HUB
+    from .hub import BY_HAND, HUB
 
     plain = name.removesuffix(".pth").removesuffix(".safetensors")
+    if plain in BY_HAND:
+        item = BY_HAND[plain]
+        raise ValueError(
+            f"NAME: {plain} ({item.licence}) lies where no program can fetch it; open {item.url} and put it into "
+            f"{item.place} of a model folder"
+        )
     if plain not in DOWNLOADS:
         raise ValueError(
-            f"NAME: expected a model that can be downloaded, got {name!r}; {did_you_mean(plain, [*DOWNLOADS, *HUB])}"
+            f"NAME: expected a model that can be downloaded, got {name!r}; {did_you_mean(plain, [*DOWNLOADS, *HUB, *BY_HAND])}"
         )
     return DOWNLOADS[plain]
 
@@ -120,9 +128,12 @@ def fetch(item: Download, folder: Path, on_bytes: Callable[[int, int], None]) ->
             return target, digest
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        _receive(item.url, part, on_bytes)
+        _receive(item.url, part, on_bytes, item.token)
     except urllib.error.HTTPError as error:
-        raise DownloadError(f"{item.url}: expected the file, got HTTP {error.code} {error.reason}; try again later") from error
+        remedy = "try again later"
+        if item.token and error.code in (http.client.UNAUTHORIZED, http.client.FORBIDDEN):
+            remedy = "accept its licence on the model's page with the account that is logged in"
+        raise DownloadError(f"{item.url}: expected the file, got HTTP {error.code} {error.reason}; {remedy}") from error
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
         raise DownloadError(
@@ -138,10 +149,12 @@ def fetch(item: Download, folder: Path, on_bytes: Callable[[int, int], None]) ->
     return target, digest
 
 
-def _receive(url: str, part: Path, on_bytes: Callable[[int, int], None]) -> None:
+def _receive(url: str, part: Path, on_bytes: Callable[[int, int], None], token: str = "") -> None:
     """Append what is missing to `part`; a server without ranges starts it anew."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "alignsr"} | ({"Range": f"bytes={have}-"} if have else {}))
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
@@ -150,7 +163,7 @@ def _receive(url: str, part: Path, on_bytes: Callable[[int, int], None]) -> None
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
         part.unlink()  # longer than the file: of another version
-        _receive(url, part, on_bytes)
+        _receive(url, part, on_bytes, token)
         return
     with answer:
         if answer.status != http.client.PARTIAL_CONTENT:

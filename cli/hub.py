@@ -28,6 +28,7 @@ class HubModel:
         licence: of the weights.
         about: one line for the list.
         is_flat: keep the files' names alone, without their folders.
+        is_gated: only for users who have accepted its licence on its page and are logged in (`hf auth login`, or HF_TOKEN).
     """
 
     repository: str
@@ -37,6 +38,7 @@ class HubModel:
     licence: str
     about: str
     is_flat: bool = False
+    is_gated: bool = False
 
     @property
     def url(self) -> str:
@@ -47,6 +49,10 @@ class HubModel:
 _BODY = ("model_index.json", "transformer/*.json", "transformer/*.safetensors", "vae/*.json", "vae/*.safetensors")
 _TEXT = ("text_encoder/*.json", "text_encoder/*.safetensors", "tokenizer/*")
 _STRSR = "non-commercial, see its page"
+_FLUX1 = "FLUX.1 [dev] Non-Commercial License"
+_UNET = ("model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json")
+_UNET += ("vae/diffusion_pytorch_model.safetensors", "scheduler/*.json")
+_CLIP = ("text_encoder*/config.json", "text_encoder*/model.safetensors", "tokenizer*/*")
 
 HUB: dict[str, HubModel] = {
     "flux2-klein": HubModel(
@@ -76,6 +82,73 @@ HUB: dict[str, HubModel] = {
     "StrSR-zimage": HubModel(
         "jkwang28/StrSR", ("*StrSR-zimage/state_dict.pth", "*StrSR-zimage/projector.pth"), "loras", "StrSR-zimage", _STRSR,
         "released adapter and projector for z-image, 2.4 GB", True,
+    ),
+    "flux1": HubModel(
+        "black-forest-labs/FLUX.1-dev", _BODY, "diffusers", "FLUX.1-dev", _FLUX1,
+        "FLUX.1 [dev] 12B, transformer and autoencoder, 24 GB; gated", is_gated=True,
+    ),
+    "flux1-text": HubModel(
+        "black-forest-labs/FLUX.1-dev",
+        ("text_encoder/*.json", "text_encoder/*.safetensors", "text_encoder_2/*.json", "text_encoder_2/*.safetensors",
+         "tokenizer/*", "tokenizer_2/*"),
+        "diffusers", "FLUX.1-dev", _FLUX1, "its text encoders, needed once per prompt, 10 GB; gated", is_gated=True,
+    ),
+    "ASASR": HubModel(
+        "wafer-bob/ASASR",
+        ("sr_lora/*.safetensors", "dpo_lora/*.safetensors", "adv_lora/*.safetensors", "*_lora/adapter_config.json"),
+        "loras", "ASASR", "CC-BY-NC-4.0", "released adapters for flux1: super-resolution, policy, adversary, 1.1 GB",
+    ),
+    "sd15": HubModel(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5", _UNET, "diffusers", "stable-diffusion-v1-5", "CreativeML Open RAIL-M",
+        "Stable Diffusion 1.5, UNet and autoencoder, 4 GB",
+    ),
+    "sd15-text": HubModel(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5", _CLIP, "diffusers", "stable-diffusion-v1-5", "CreativeML Open RAIL-M",
+        "its text encoder, needed once per prompt, 0.5 GB",
+    ),
+    "sdxl": HubModel(
+        "stabilityai/stable-diffusion-xl-base-1.0", _UNET, "diffusers", "stable-diffusion-xl-base-1.0",
+        "CreativeML Open RAIL++-M", "Stable Diffusion XL, UNet and autoencoder, 11 GB",
+    ),
+    "sdxl-text": HubModel(
+        "stabilityai/stable-diffusion-xl-base-1.0", _CLIP, "diffusers", "stable-diffusion-xl-base-1.0",
+        "CreativeML Open RAIL++-M", "its text encoders, needed once per prompt, 3.3 GB",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """A model that a program cannot fetch: a person has to, from a page.
+
+    Attributes:
+        url: the page.
+        place: where it belongs, below the model folder.
+        licence: of the weights.
+        about: one line for the list.
+    """
+
+    url: str
+    place: str
+    licence: str
+    about: str
+
+
+_DRIVE = "https://drive.google.com/drive/folders/1LVSwWbjJdn5Wxy79AwV5LdPX2S2Hotx1"  # as cswry/DP2O-SR@bc216ec says
+_UNSTATED = "none stated by its authors"
+
+BY_HAND: dict[str, ByHand] = {
+    "dp2o-flux": ByHand(
+        _DRIVE, "controlnet/dp2o-flux.safetensors", _UNSTATED, "DP2O-SR's control branch for flux1, 1.4 B parameters"
+    ),
+    "c-flux": ByHand(_DRIVE, "controlnet/c-flux.safetensors", _UNSTATED, "C-FLUX, where DP2O-SR starts from"),
+    "dp2o-sd2": ByHand(
+        _DRIVE, "controlnet/dp2o-sd2.safetensors", _UNSTATED, "DP2O-SR's control branch for sd2, 0.36 B parameters"
+    ),
+    "c-sd2": ByHand(_DRIVE, "controlnet/c-sd2.safetensors", _UNSTATED, "C-SD2, where DP2O-SR starts from"),
+    "sd2": ByHand(
+        _DRIVE, "diffusers/stable-diffusion-2-base", "CreativeML Open RAIL++-M",
+        "Stable Diffusion 2 base with its text encoder; its own page was taken down",
     ),
 }  # fmt: skip
 
@@ -118,6 +191,14 @@ def list_files(item: HubModel) -> tuple[str, list[HubFile]]:
     return str(info.sha), found
 
 
+def _token() -> str:
+    """The user's own token, wherever huggingface_hub keeps it; empty without one."""
+    from ..core.compat import import_third_party
+
+    hub: Any = import_third_party("huggingface_hub")
+    return str(hub.get_token() or "")
+
+
 def _any(files: list[HubFile], pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(file.path, pattern) for file in files)
 
@@ -142,6 +223,12 @@ def fetch_model(item: HubModel, folder: Path, on_bytes: Callable[[str, int, int]
     Raises:
         DownloadError: see `list_files` and `downloads.fetch`; or a file that is not what the repository lists.
     """
+    token = _token() if item.is_gated else ""
+    if item.is_gated and not token:
+        raise DownloadError(
+            f"{item.url}: expected a user who is logged in, since this model is gated; accept its licence on that page, then run "
+            "`hf auth login` (or set HF_TOKEN) and the same command again"
+        )
     commit, files = list_files(item)
     total, before, paths = sum(file.size for file in files), 0, list[Path]()
     for file in files:
@@ -151,7 +238,7 @@ def fetch_model(item: HubModel, folder: Path, on_bytes: Callable[[str, int, int]
         url = f"{item.url}/resolve/{commit}/{file.path}"
         name, start = place.name, before
         if not (place.is_file() and not file.sha256 and _blob_id(place) == file.blob_id):
-            single = Download(url, item.licence, item.about, file.sha256)
+            single = Download(url, item.licence, item.about, file.sha256, token)
             fetch(single, place.parent, lambda done, _, name=name, start=start: on_bytes(name, start + done, total))
         if not file.sha256 and file.blob_id and _blob_id(place) != file.blob_id:
             place.unlink()

@@ -27,7 +27,7 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="JSON on st
     """List bundled models, weight files in the model folders, and what `download` knows."""
     from ..nodes.host import get_host
     from .downloads import DOWNLOADS
-    from .hub import HUB
+    from .hub import BY_HAND, HUB
 
     host = get_host()
     known = [_file_facts(name, host.resolve_model(name)) for name in host.list_models()]
@@ -35,8 +35,12 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="JSON on st
     more = [
         {"name": name, "about": item.about, "licence": item.licence, "url": item.url} for name, item in (DOWNLOADS | HUB).items()
     ]
+    by_hand = [
+        {"name": name, "about": item.about, "licence": item.licence, "url": item.url, "place": item.place}
+        for name, item in BY_HAND.items()
+    ]
     if as_json:
-        typer.echo(json.dumps({"models": known, "folders": folders, "downloads": more}, indent=2))
+        typer.echo(json.dumps({"models": known, "folders": folders, "downloads": more, "by_hand": by_hand}, indent=2))
         return
     rows = [["name", "backbone", "scale", "parameters", "size", "licence"]]
     for item in known:
@@ -47,6 +51,9 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="JSON on st
     typer.echo(_table(rows) if len(rows) > 1 else "no models found")
     typer.echo(f"\nmodel folders: {', '.join(folders)}\n\nto be had with `alignsr models download NAME`:")
     typer.echo(_table([["name", "licence", "what"], *([item["name"], item["licence"], item["about"]] for item in more)]))
+    typer.echo("\nto be had from a page, by hand:")
+    rows = [[item["name"], item["licence"], item["about"], f"{item['url']} -> {item['place']}"] for item in by_hand]
+    typer.echo(_table([["name", "licence", "what", "from and to"], *rows]))
 
 
 @models.command("check", cls=Command)

@@ -7,7 +7,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from .backbones.base import AnyBackbone
-from .channels import join_channels, split_channels
+from .channels import Channels, join_channels, split_channels
 from .checks import check_image, check_positive_int
+from .diffusion import MultiStepBackbone
 from .image_files import SUFFIXES, list_images, read_image, write_image
 from .memory import is_out_of_memory, with_oom_retry
+from .previews import fit_preview
 from .records import Conditioning, Restored
 from .restore import fitting_overlap, is_latent, restore, tiles_for
+from .sampling import Step, restore_multi_step
 from .staged import Conditioner
 
 LARGEST_PICTURE_BYTES = 2**31  # what a picture's own maps may take of a device: that of a result of 4096 x 5400
@@ -278,6 +281,75 @@ def restore_picture(
     done = with_oom_retry(run, first, is_oom=is_oom, notify=notify)
     sr, lq_up = done.sr.to(home), done.lq_up.to(home)
     return Restored(join_channels(sr, parts), join_channels(lq_up, parts), done.info)
+
+
+def sample_picture(
+    backbone: MultiStepBackbone,
+    pixels: Tensor,
+    *,
+    scale: int = 4,
+    tile_px: int = 0,
+    overlap_px: int = -1,
+    device: str | torch.device | None = None,
+    on_tile: Callable[[int, int], None] | None = None,
+    on_preview: Callable[[Tensor], None] | None = None,
+    is_oom: Callable[[BaseException], bool] = is_out_of_memory,
+    notify: Callable[[str], None],
+    **options: Any,
+) -> Restored:
+    """Upscale pictures of any kind by sampling from noise, with tiles that fit into memory; see `restore_picture`.
+
+    Args:
+        backbone: sampled in many steps.
+        pixels: [B, C, h, w] in [0, 1], C = 1, 3 or 4.
+        scale: upscaling factor.
+        tile_px: largest tile; 0: the backbone's own.
+        overlap_px: overlap of tiles; -1: the backbone's own.
+        device: see `restore_picture`.
+        on_tile: see `restore_multi_step`.
+        on_preview: called after each step with what the pictures look like, [B, 3, h, w] in [0, 1] (`fit_preview`).
+        is_oom: see `with_oom_retry`.
+        notify: told, in one line, when memory ran out and a smaller tile is tried.
+        options: further arguments of `restore_multi_step`.
+
+    Returns:
+        `Restored` with the channels of `pixels`; `tile_px` in its facts is the tile that fitted.
+    """
+    check_image(pixels, "pixels")
+    check_positive_int(scale, "scale", high=16)
+    parts, spec = split_channels(pixels), backbone.spec
+    side = max(pixels.shape[-2:]) * scale
+    first, home = min(tile_px or spec.tile_px, side + -side % spec.size_multiple), parts.rgb.device
+    place = home if device is None or picture_bytes(pixels, scale) > LARGEST_PICTURE_BYTES else torch.device(device)
+    show = None if on_preview is None else fit_preview(backbone, parts.rgb)
+
+    def step(now: Step) -> None:
+        if show is not None and on_preview is not None:
+            on_preview(show(now.clean))
+
+    def run(tile: int) -> Restored:
+        is_retry = tile < first
+        with torch.no_grad():
+            return restore_multi_step(
+                backbone,
+                parts.rgb.to(home if is_retry else place),
+                scale=scale,
+                tile_px=tile if is_retry else tile_px,
+                overlap_px=min(overlap_px, fitting_overlap(backbone, tile)) if is_retry else overlap_px,
+                on_tile=on_tile,
+                on_step=step,
+                **options,
+            )
+
+    done = with_oom_retry(run, first, is_oom=is_oom, notify=notify)
+    sr, lq_up = done.sr.to(home), done.lq_up.to(home)
+    return replace(done, sr=join_channels(sr, _many(parts, sr)), lq_up=join_channels(lq_up, _many(parts, sr)))
+
+
+def _many(parts: Channels, sr: Tensor) -> Channels:
+    """One picture may have become several results."""
+    alpha = None if parts.alpha is None else parts.alpha.expand(sr.shape[0], -1, -1, -1)
+    return replace(parts, alpha=alpha)
 
 
 def picture_bytes(pixels: Tensor, scale: int) -> int:

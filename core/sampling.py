@@ -272,7 +272,7 @@ def restore_multi_step(
     rows = [rows_of(told, lq.shape[0], tiles, scale) for told in (conditioning, negative)]
     canvas = _Canvas(backbone, tiles, batch_size, padded.shape[0], len(schedule.times), true_guidance, on_tile)
     z_lq, generators = canvas.encode(padded), seeded(numbers)
-    noise = draw_noise((spec.latent_channels, canvas.grid.height, canvas.grid.width), generators)
+    noise = draw_noise((spec.latent_channels, canvas.grid.height, canvas.grid.width), generators).to(lq.device)
     z = run(backbone, canvas.predictor(z_lq, rows[0], rows[1]), schedule, noise, generators, on_step)
     sr = canvas.decode(z)[..., : size[0], : size[1]].to(lq.device)
     like = parameters_like(backbone)

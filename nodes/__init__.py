@@ -13,6 +13,7 @@ from .lora import LoadLoRA, MergeLoRA, SaveLoRA
 from .losses import AESOPLoss, ArtifactLoss, GANLoss, PerceptualLoss, PixelLoss
 from .losses_one_step import FDLLoss, GridLoss, LPIPSLoss, RaGANLoss
 from .models import LoadSRModel
+from .multi_step import LoadMultiStepBackbone, MultiStepSR
 from .one_step import LoadOneStepBackbone
 from .preferences import CuratePreferences, CurationStudy
 from .report import SaveReport
@@ -62,6 +63,8 @@ NODES: dict[type, str] = {
     ScoreCandidates: "Score Candidates",
     CuratePreferences: "Curate Preferences",
     CurationStudy: "Curation Study",
+    LoadMultiStepBackbone: "Load Multi-Step Backbone",
+    MultiStepSR: "Multi-Step SR",
 }
 NODE_CLASS_MAPPINGS: dict[str, type] = {f"{PREFIX}{node.__name__}": node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {f"{PREFIX}{node.__name__}": f"{title} (AlignSR)" for node, title in NODES.items()}

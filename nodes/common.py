@@ -119,27 +119,36 @@ class JobBar:
     def __init__(self, host: Host, desc: str) -> None:
         self.host, self.desc = host, desc
         self.bar: Bar | None = None
-        self.total = 1
+        self.total, self.done = 1, 0
 
     def __call__(self, done: int, total: int) -> None:
         """Say that `done` of `total` parts are done; raises if the user cancelled."""
         if self.bar is None:
             self.bar, self.total = self.host.progress(total, self.desc), total
-        self.bar.update(done * self.total // total)
+        self.done = done * self.total // total
+        self.bar.update(self.done)
+
+    def show(self, preview: Image.Image) -> None:
+        """Show a picture at the place where the job is; raises if the user cancelled."""
+        if self.bar is not None:
+            self.bar.update(self.done, preview)
 
 
 @contextmanager
 def in_turns(backbone: Any, device: torch.device, host: Host, activation_bytes: int) -> Iterator[Any]:
     """A model whose modules take turns on the device for the time of the block; at its end none is left there."""
-    from ..core.backbones.offload import OffloadedBackbone, Residency
+    from ..core.backbones import Backbone
+    from ..core.backbones.offload import OffloadedBackbone, OffloadedMultiStep, Residency
     from ..core.borrowed import nbytes
 
-    largest = max(nbytes(module) for _, module in backbone.modules())
+    parts = dict(backbone.modules())
+    coder = parts.pop("vae")  # what predicts is one part, with its control branch
+    largest = max(nbytes(coder), nbytes(*parts.values()))
     if device.type != "cpu":
         host.free_memory(largest + activation_bytes)
     turns = Residency(device)
     try:
-        yield OffloadedBackbone(backbone, turns)
+        yield OffloadedBackbone(backbone, turns) if isinstance(backbone, Backbone) else OffloadedMultiStep(backbone, turns)
     finally:
         turns.leave()
         if device.type != "cpu":

@@ -258,19 +258,23 @@ class TextEncode:
     CATEGORY = "AlignSR/conditioning"
     DESCRIPTION = (
         "Turns a prompt into tokens with the text encoder of the model's own family. The released StrSR adapters were trained "
-        "with VLM Encode instead; other adapters may know prompts."
+        "with VLM Encode instead; other adapters may know prompts. For models of many steps each prompt is encoded once and "
+        "found again on disk, without the encoders."
     )
     FUNCTION = "encode"
     RETURN_TYPES = (CONDITIONING,)
     RETURN_NAMES = ("conditioning",)
-    OUTPUT_TOOLTIPS = ("What the model is told, for One-Step SR; the same for all pictures and tiles.",)
+    OUTPUT_TOOLTIPS = ("What the model is told, for One-Step SR or Multi-Step SR; the same for all pictures and tiles.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         host = get_host()
         return {
             "required": {
-                "model": (SR_MODEL, {"tooltip": "From Load One-Step Backbone or Merge LoRA: says which text encoder is needed."}),
+                "model": (
+                    SR_MODEL,
+                    {"tooltip": "From Load One-Step or Multi-Step Backbone, or Merge LoRA: says which text encoder is needed."},
+                ),
                 "text": (
                     "STRING",
                     {
@@ -301,9 +305,16 @@ class TextEncode:
         from ..core.conditioning import TEXT_STYLES, TextEncoder, find_text_model, load_text_model
 
         if not isinstance(model, OneStepModel):  # pyright: ignore[reportUnnecessaryIsInstance]  # the socket is shared
-            raise TypeError("model: expected one of Load One-Step Backbone, got another model; only those take prompts")
+            raise TypeError(
+                "model: expected one of Load One-Step Backbone or Load Multi-Step Backbone, got another model; only those take "
+                "prompts"
+            )
         if precision not in DTYPES:
             raise ValueError(f"precision: expected one of {', '.join(DTYPES)}, got {precision!r}; choose one of them")
+        if model.request.kind not in TEXT_STYLES:
+            from .prompts import encode_prompt
+
+            return (encode_prompt(model, text, encoder_name, precision),)
         host, style = get_host(), TEXT_STYLES[model.request.kind]
         places = [folder for key in TEXT_KEYS for folder in host.model_dirs(key)]
         device, dtype = torch.device("cpu") if model.device == "cpu" else host.device(), DTYPES[precision]

@@ -17,6 +17,7 @@ from .one_step import OneStepModel, describe
 LORA = "ALIGNSR_LORA"  # socket type; the value is a core.lora.Adapter
 FOLDER_KEYS = ("loras", "alignsr")
 RELEASED = ("StrSR-flux", "StrSR-zimage")  # always in the list, so that a template opens before the files are there
+ASASR = ("ASASR/sr_lora/pytorch_lora_weights_v2.safetensors", "ASASR/dpo_lora/adapter_model.safetensors")
 DTYPES: dict[str, torch.dtype | None] = {"as it is": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -34,6 +35,7 @@ def find_lora(name: str) -> Path:
                 return candidate
     searched = ", ".join(map(str, places))
     get = f"; `alignsr models download {name}` gets it from jkwang28/StrSR on Hugging Face" if name in RELEASED else ""
+    get = "; `alignsr models download ASASR` gets it from wafer-bob/ASASR on Hugging Face" if name in ASASR else get
     raise MissingModelError(
         f"lora_name: expected {name}.safetensors, or a folder {name} with state_dict.pth and projector.pth, in {searched}, "
         f"found neither; put it there{get}"
@@ -57,7 +59,7 @@ class LoadLoRA:
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         host = get_host()
         found = {*host.list_folders("state_dict.pth", *FOLDER_KEYS), *host.list_files(*FOLDER_KEYS)}
-        names = [*RELEASED, *sorted(found - set(RELEASED))]
+        names = [*RELEASED, *ASASR, *sorted(found - {*RELEASED, *ASASR})]
         return {
             "required": {
                 "lora_name": (
@@ -142,7 +144,10 @@ class MergeLoRA:
 
     def merge(self, model: OneStepModel, lora: Adapter, strength: float = 1.0) -> tuple[OneStepModel, str]:
         if not isinstance(model, OneStepModel):  # pyright: ignore[reportUnnecessaryIsInstance]  # the socket is shared
-            raise TypeError("model: expected one of Load One-Step Backbone, got another model; adapters fit no other")
+            raise TypeError(
+                "model: expected one of Load One-Step Backbone or Load Multi-Step Backbone, got another model; adapters fit no "
+                "other"
+            )
         check_adapter(lora)
         if not math.isfinite(strength):
             raise ValueError(f"strength: expected a number, got {strength}; 1 is as trained")

@@ -28,20 +28,21 @@ DOWNLOADS = {"flux2_klein": "flux2-klein", "z_image": "z-image"}
 
 @dataclass(frozen=True)
 class Request:
-    """What to open: the arguments of `core.backbones.open_backbone`."""
+    """What to open: the arguments of `core.backbones.open_backbone`, or of `open_multi_step` for its kinds."""
 
     kind: str
     source: str | Path | None
     folders: Mapping[str, list[Path]]
     transformer: str | None = None
     autoencoder: str | None = None
+    control: str | None = None
     precision: str = "bf16"
     use_compile: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 class OneStepModel:
-    """The value of an ALIGNSR_MODEL socket whose weights are read when they are first needed.
+    """The value of an ALIGNSR_MODEL socket, of one step or of many, whose weights are read when they are first needed.
 
     So adapters can be added before: they are merged in full precision and quantised with the weights. Everything that can be
     wrong is found at once: files are opened, and names and shapes compared, without reading the values.
@@ -91,23 +92,17 @@ class OneStepModel:
         return OneStepModel(self.request, self.device, self.offload, (*self.adapters, (adapter, strength)))
 
     def _open(self, device: str | torch.device, work_device: torch.device | None = None) -> Any:
-        from ..core.backbones import open_backbone
+        from ..core.backbones import MULTI_STEP_KINDS, open_backbone, open_multi_step
 
         want = self.request
+        common: dict[str, Any] = {
+            "folders": want.folders, "autoencoder": want.autoencoder, "precision": want.precision, "adapters": self.adapters,
+            "device": device, "work_device": work_device, "use_compile": want.use_compile, **want.facts,
+        }  # fmt: skip
         with torch.inference_mode(False):
-            return open_backbone(
-                want.kind,
-                want.source,
-                folders=want.folders,
-                transformer=want.transformer,
-                autoencoder=want.autoencoder,
-                precision=want.precision,
-                adapters=self.adapters,
-                device=device,
-                work_device=work_device,
-                use_compile=want.use_compile,
-                **want.facts,
-            )
+            if want.kind in MULTI_STEP_KINDS:
+                return open_multi_step(want.kind, want.source, network=want.transformer, control=want.control, **common)
+            return open_backbone(want.kind, want.source, transformer=want.transformer, **common)
 
 
 def find_request(host: Host, kind: str, model_name: str = AUTO, vae_name: str = AUTO, **options: Any) -> Request:
@@ -288,5 +283,6 @@ def describe(model: OneStepModel) -> dict[str, Any]:
     """JSON-able facts of a model: what is opened, from where, and its spec."""
     want = model.request
     files = {"transformer": str(want.transformer or want.source or AUTO), "vae": str(want.autoencoder or AUTO)}
+    files |= {} if want.control is None else {"control": str(want.control)}
     loras = [{"file": adapter.source, "rank": adapter.rank, "strength": strength} for adapter, strength in model.adapters]
     return {"backbone": want.kind, "files_used": files, "precision": want.precision, "loras": loras, **asdict(model.spec)}

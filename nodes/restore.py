@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.backbones.base import Backbone, DirectBackbone
 from ..core.batch import LARGEST_PICTURE_BYTES, largest_tile, picture_bytes, restore_picture
 from ..core.borrowed import nbytes
 from ..core.color import COLOR_FIXES, apply_color_fix
@@ -168,6 +169,7 @@ class OneStepSR:
         mode: str = "best",
         seed: int = 0,
     ) -> tuple[Tensor, Tensor, str]:
+        check_one_step(model)
         pixels, host, spec = take_pixels(image, "image"), get_host(), model.backbone.spec
         device = torch.device("cpu") if model.device == "cpu" else host.device()
 
@@ -210,6 +212,13 @@ class OneStepSR:
         # programs that save an IMAGE cut off what is finer than 8 bits, which darkens it by half a grey level
         sr = quantize_8bit(restored.sr) if restored.info.get("mode") == "best" else restored.sr
         return bchw_to_bhwc(sr), bchw_to_bhwc(restored.lq_up), json.dumps(info, indent=2)
+
+
+def check_one_step(model: LoadedModel | OneStepModel) -> None:
+    """Raise TypeError for models that are sampled in many steps only."""
+    backbone = model.meta if isinstance(model, OneStepModel) else model.backbone
+    if not isinstance(backbone, (Backbone, DirectBackbone)):
+        raise TypeError(f"model: expected a network or a model of one step, got {backbone.spec.name}; use Multi-Step SR")
 
 
 class ColorFix:

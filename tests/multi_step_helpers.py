@@ -1,16 +1,67 @@
-"""Files of FLUX.1 and Stable Diffusion for tests: diffusers folders, and original layouts written from random models."""
+"""For tests of models of many steps: a model whose answer is known, and files of FLUX.1 and Stable Diffusion from random ones."""
 
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from latent_helpers import write_diffusers_folder
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from alignsr.core.backbones.latent import MultiStepModel
+from alignsr.core.backbones.base import BackboneSpec
+from alignsr.core.backbones.latent import MultiStepModel, tiny_multi_step
+from alignsr.core.diffusion import FlowProcess, Process, VariancePreserving
+from alignsr.core.lora import LORA_TARGETS, expected_state
+from alignsr.core.records import Conditioning
+
+VP = VariancePreserving()
+SPEC = BackboneSpec(
+    name="known", kind="flow", scale=None, size_multiple=16, tile_px=256, overlap_px=32, start_sigma=None, latent_channels=192,
+    latent_stride=8, conditioning_dim=2, bytes_per_pixel=1, parameters=2, licence="CC0-1.0", token_px=16,
+)  # fmt: skip
+
+
+class Known:
+    """A model whose clean picture is the enlarged input, so every sampler must end there; `spread` lets it see its whole tile."""
+
+    def __init__(self, process: Process | None = None, spread: float = 0.0, **facts: Any) -> None:
+        self.process: Process = process or FlowProcess()
+        self.spread, self.spec = spread, replace(SPEC, **facts)
+        self.module = nn.Linear(1, 1)
+        self.told: list[Conditioning | None] = []
+        self.seen: list[tuple[int, ...]] = []
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        yield "network", self.module
+
+    def encode(self, image: Tensor, *, generator: Generator | None = None) -> Tensor:
+        return F.pixel_unshuffle(image, 8)
+
+    def encode_lq(self, image: Tensor, *, generator: Generator | None = None) -> Tensor:
+        return self.encode(image)
+
+    def predict(self, z: Tensor, time: Tensor, z_lq: Tensor, conditioning: Conditioning | None = None) -> Tensor:
+        self.told.append(conditioning)
+        self.seen.append(tuple(z.shape))
+        shift = 0.0 if conditioning is None else conditioning.embeddings.mean((1, 2)).view(-1, 1, 1, 1)
+        goal = z_lq + self.spread * z.mean((1, 2, 3), keepdim=True) + shift
+        if self.process.prediction == "velocity":
+            return (z - goal) / time.view(-1, 1, 1, 1)
+        signal, spread = VP.scales(time, z)
+        return (z - signal * goal) / spread
+
+    def decode(self, z: Tensor) -> Tensor:
+        return F.pixel_shuffle(z, 8)
+
+
+def picture(*size: int, batch: int = 1, number: int = 0) -> Tensor:
+    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(number))
+
 
 _FLUX_OUTER = {
     "x_embedder": "img_in",
@@ -139,3 +190,15 @@ class _WithoutControl:
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         return ((name, module) for name, module in self.backbone.modules() if name != "control")
+
+
+def write_asasr(root: Path) -> None:
+    """ASASR's adapters for the tiny FLUX.1, under the names of the released ones, in the `loras` of a models folder."""
+    names = {"sr_lora/pytorch_lora_weights_v2": "transformer.", "dpo_lora/adapter_model": "base_model.model."}
+    network = tiny_multi_step("flux1").transformer
+    for number, (name, prefix) in enumerate(names.items()):
+        draw = torch.Generator().manual_seed(number)
+        expected = expected_state(network, LORA_TARGETS["flux1"], 4)
+        state = {prefix + key: torch.randn(like.shape, generator=draw) * 0.1 for key, like in expected.items()}
+        (root / "loras" / "ASASR" / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, root / "loras" / "ASASR" / f"{name}.safetensors")

@@ -6,6 +6,8 @@ import http.server
 import importlib
 import sys
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,3 +161,54 @@ def test_entries_are_those_that_nodes_name() -> None:
         assert HUB[name].folder in DIFFUSERS_FOLDERS[kind] and HUB[f"{name}-text"].folder in TEXT_STYLES[kind].folder.names
     assert HUB["qwen3-vl"].folder in VLM_FOLDER.names
     assert all(HUB[name].folder == name and HUB[name].key in FOLDER_KEYS for name in RELEASED)
+
+
+def test_entries_of_models_of_many_steps_are_those_that_nodes_name() -> None:
+    from alignsr.core.conditioning import PROMPT_STYLES
+    from alignsr.nodes import multi_step, prompts
+    from alignsr.nodes.lora import ASASR
+
+    for backbone, name in multi_step.DOWNLOADS.items():
+        assert HUB[name].folder in multi_step.FOLDERS[backbone] and HUB[name].key in multi_step.FOLDER_KEYS
+        text = HUB[prompts.DOWNLOADS[backbone]]
+        assert text.folder in PROMPT_STYLES[backbone].folder.names and text.key in prompts.FOLDER_KEYS
+    assert all(f"{HUB['ASASR'].folder}/{pattern.split('/')[0]}" in " ".join(ASASR) for pattern in HUB["ASASR"].patterns[:2])
+
+
+def test_what_no_program_can_fetch_says_where_it_is_and_where_it_belongs() -> None:
+    from alignsr.cli.hub import BY_HAND
+    from alignsr.core.backbones import MULTI_STEP_KINDS
+    from alignsr.nodes.multi_step import FOLDERS
+
+    listed = call("models", "list").out
+    branches = [entry.control for entry in MULTI_STEP_KINDS.values()]
+    known = {f"{part.folder}/{name}" for part in branches if part is not None for name in part.file_names}
+    for name, item in BY_HAND.items():
+        assert name in listed and item.place in listed and item.licence in listed
+        assert item.place in known or item.place == f"diffusers/{FOLDERS['sd2'][0]}"
+        done = call("models", "download", name)
+        assert done.code == 2 or done.code == 1
+        assert f"open {item.url} and put it into {item.place}" in " ".join(done.errors)
+
+
+def test_gated_models_ask_for_a_login_and_send_the_token_to_that_server_alone(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from alignsr.cli import downloads
+
+    monkeypatch.setattr(hub, "_token", lambda: "")
+    done = call("models", "download", "flux1")
+    assert done.code == 1 and "gated; accept its licence on that page, then run `hf auth login`" in done.errors[0]
+    sent: list[tuple[dict[str, str], dict[str, str]]] = []
+
+    def answer(request: urllib.request.Request, timeout: int) -> object:
+        sent.append((dict(request.headers), dict(request.unredirected_hdrs)))
+        raise urllib.error.HTTPError(request.full_url, 403, "Forbidden", request.headers, None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    item = downloads.Download("https://example.org/x.safetensors", "none", "x", token="secret")
+    assert "secret" not in repr(item)
+    with pytest.raises(downloads.DownloadError, match="HTTP 403 Forbidden; accept its licence on the model's page"):
+        downloads.fetch(item, tmp_path, lambda *_: None)
+    ((plain, unredirected),) = sent
+    assert unredirected == {"Authorization": "Bearer secret"} and "Authorization" not in plain

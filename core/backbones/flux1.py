@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -160,7 +161,7 @@ class Flux1Backbone:
             licence=licence,
             token_px=STRIDE * PATCH,
             files=tuple(map(str, (*COMPONENTS, *([] if control is None else [CONTROL]), TEXT_ENCODER))),
-            sampling=own if self.takes_guidance else Sampling(own.steps, "euler"),
+            sampling=replace(own, guidance=self.guidance) if self.takes_guidance else Sampling(own.steps, "euler"),
         )
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:

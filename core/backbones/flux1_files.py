@@ -60,7 +60,7 @@ CONTROL = Component(
     "control",
     "controlnet",
     ("dp2o-flux.safetensors", "c-flux.safetensors", "dp2o-flux/model.safetensors", "c-flux/model.safetensors"),
-    "the page of cswry/DP2O-SR on GitHub",
+    "the Google Drive folder of cswry/DP2O-SR, see `alignsr models list`",
 )
 TEXT_ENCODER = Component(
     "text_encoder",

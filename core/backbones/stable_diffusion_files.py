@@ -80,7 +80,7 @@ TINY_XL: dict[str, Any] = {
     "projection_class_embeddings_input_dim": 16 + 6 * 8,
 }
 _PAGES = {
-    "sd2": "stabilityai/stable-diffusion-2-base on Hugging Face",
+    "sd2": "the Google Drive folder of cswry/DP2O-SR (stable-diffusion-2-base, whose own page was taken down)",
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5 on Hugging Face",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0 on Hugging Face",
 }
@@ -102,7 +102,7 @@ CONTROL = Component(
     "control",
     "controlnet",
     ("dp2o-sd2.safetensors", "c-sd2.safetensors", "dp2o-sd2/model.safetensors", "c-sd2/model.safetensors"),
-    "the page of cswry/DP2O-SR on GitHub",
+    "the Google Drive folder of cswry/DP2O-SR, see `alignsr models list`",
 )
 TEXT_ENCODER = Component("text_encoder", "diffusers", ("text_encoder and tokenizer",), _PAGES["sd2"])
 

@@ -3,8 +3,10 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..compat import import_third_party, import_transformers
+from .prompts import PROMPT_STYLES, PromptModels
 from .text import TextModel
 from .vlm import VisionLanguageModel
 
@@ -77,3 +79,43 @@ def tiny_text_model(width: int = TINY_WIDTH, layers: int = 28, seed: int = 0) ->
         torch.manual_seed(seed)
         model: Any = transformers.Qwen3ForCausalLM(config).eval().requires_grad_(False)
     return TextModel(model.model, tokenizer)
+
+
+def tiny_prompt_models(style: str, width: int = TINY_WIDTH, pooled: int = TINY_WIDTH // 2, seed: int = 0) -> PromptModels:
+    """CLIP's and T5's structure with a few thousand random weights, for a style of `prompts.PROMPT_STYLES`.
+
+    Args:
+        style: which base model's.
+        width: of the tokens that the encoders give together, a multiple of 16.
+        pooled: width of the pooled embedding.
+        seed: of the weights; the global random state is left alone.
+    """
+    transformers, encoders = import_transformers(), PROMPT_STYLES[style].encoders
+    sharing = sum(encoder.layer is not None for encoder in encoders)
+    models: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for encoder in encoders:
+            tokenizer = _padded_tokenizer(encoder.max_tokens)
+            size = pooled if encoder.layer is None else width // sharing
+            common = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "eos_token_id": tokenizer.eos_token_id}
+            if encoder.class_name == "T5EncoderModel":
+                sizes = {"d_model": size, "d_kv": 8, "d_ff": 2 * size, "num_layers": 2, "num_heads": 2}
+                config: Any = transformers.T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", **sizes)
+            else:
+                sizes = {"hidden_size": size, "intermediate_size": 2 * size, "num_attention_heads": 2, "projection_dim": pooled}
+                config = transformers.CLIPTextConfig(max_position_embeddings=encoder.max_tokens, **common, **sizes)
+            models.append(getattr(transformers, encoder.class_name)(config).eval().requires_grad_(False))
+    return PromptModels(nn.ModuleList(models), tuple(_padded_tokenizer(encoder.max_tokens) for encoder in encoders))
+
+
+def _padded_tokenizer(max_tokens: int) -> Any:
+    """As `tiny_tokenizer`, with an end mark after every text."""
+    tokenizer = tiny_tokenizer()
+    processors: Any = import_third_party("tokenizers.processors")
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    tokenizer.model_max_length = max_tokens
+    return tokenizer

@@ -100,7 +100,7 @@ def test_released_pair_opens_with_condition_only_scope(tmp_path: Path) -> None:
     save_file({f"base_model.model.{key}": value for key, value in policy.state.items()}, tmp_path / "policy.safetensors")
     read = [(read_adapter(tmp_path / name), 1.0) for name in ("sr.safetensors", "policy.safetensors")]
     opened: Any = open_multi_step("flux1", "tiny", adapters=read, precision="fp32")
-    assert (opened.lora_scope, opened.guidance) == ("condition_only", 3.5)
+    assert (opened.lora_scope, opened.guidance, opened.spec.sampling.guidance) == ("condition_only", 3.5, 3.5)
     layer = opened.transformer.get_submodule("single_transformer_blocks.0.proj_out")
     assert isinstance(layer, LowRankLinear) and layer.down.shape[0] == 10
     wanted = attached("flux1", *read, lora_scope="condition_only", guidance=3.5)

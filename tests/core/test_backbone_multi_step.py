@@ -504,7 +504,7 @@ def test_missing_files_are_named_with_their_places_and_sources(tmp_path: Path) -
     assert "3 are missing" in text and "flux1-dev.safetensors" in text and "gated" in text
     assert f"no ae.safetensors or taef1_encoder.pth in {tmp_path / 'vae'}" in text
     assert "dp2o-flux.safetensors" in text and "cswry/DP2O-SR" in text
-    with pytest.raises(MissingModelError, match=r"512-base-ema.safetensors .*stable-diffusion-2-base"):
+    with pytest.raises(MissingModelError, match=r"512-base-ema.safetensors .*cswry/DP2O-SR"):
         open_multi_step("stable_diffusion", folders=folders)
     with pytest.raises(MissingModelError, match=r"sd_xl_base_1.0.safetensors .*stable-diffusion-xl-base"):
         open_multi_step("stable_diffusion", folders=folders, version="sdxl")

@@ -1,64 +1,20 @@
 """Sampling from noise: exact on known models, one state for all tiles, one generator per picture, steps that can be cancelled."""
 
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from multi_step_helpers import VP, Known, picture
+from torch import Generator, Tensor
 
-from alignsr.core.backbones.base import BackboneSpec, Sampling
+from alignsr.core.backbones.base import Sampling
 from alignsr.core.compat import import_third_party
-from alignsr.core.diffusion import FlowProcess, MultiStepBackbone, Process, VariancePreserving
+from alignsr.core.diffusion import FlowProcess, MultiStepBackbone, Process
 from alignsr.core.flow import flux_shift
 from alignsr.core.records import Conditioning
 from alignsr.core.sampling import Step, default_shift, draw_noise, restore_multi_step, sample, seeded
 from alignsr.core.schedules import SAMPLERS, make_schedule, resolve_sampler
-
-VP = VariancePreserving()
-SPEC = BackboneSpec(
-    name="known", kind="flow", scale=None, size_multiple=16, tile_px=256, overlap_px=32, start_sigma=None, latent_channels=192,
-    latent_stride=8, conditioning_dim=2, bytes_per_pixel=1, parameters=2, licence="CC0-1.0", token_px=16,
-)  # fmt: skip
-
-
-class Known:
-    """A model whose clean picture is the enlarged input, so every sampler must end there; `spread` lets it see its whole tile."""
-
-    def __init__(self, process: Process | None = None, spread: float = 0.0, **facts: Any) -> None:
-        self.process: Process = process or FlowProcess()
-        self.spread, self.spec = spread, replace(SPEC, **facts)
-        self.module = nn.Linear(1, 1)
-        self.told: list[Conditioning | None] = []
-        self.seen: list[tuple[int, ...]] = []
-
-    def modules(self) -> Iterator[tuple[str, nn.Module]]:
-        yield "network", self.module
-
-    def encode(self, image: Tensor, *, generator: Generator | None = None) -> Tensor:
-        return F.pixel_unshuffle(image, 8)
-
-    def encode_lq(self, image: Tensor, *, generator: Generator | None = None) -> Tensor:
-        return self.encode(image)
-
-    def predict(self, z: Tensor, time: Tensor, z_lq: Tensor, conditioning: Conditioning | None = None) -> Tensor:
-        self.told.append(conditioning)
-        self.seen.append(tuple(z.shape))
-        shift = 0.0 if conditioning is None else conditioning.embeddings.mean((1, 2)).view(-1, 1, 1, 1)
-        goal = z_lq + self.spread * z.mean((1, 2, 3), keepdim=True) + shift
-        if self.process.prediction == "velocity":
-            return (z - goal) / time.view(-1, 1, 1, 1)
-        signal, spread = VP.scales(time, z)
-        return (z - signal * goal) / spread
-
-    def decode(self, z: Tensor) -> Tensor:
-        return F.pixel_shuffle(z, 8)
-
-
-def picture(*size: int, batch: int = 1, number: int = 0) -> Tensor:
-    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(number))
 
 
 def test_the_models_of_the_test_follow_the_protocol() -> None:
