@@ -248,6 +248,51 @@ def scatter(
     return _to_image(figure)
 
 
+def bars(
+    series: Mapping[str, Mapping[str, tuple[float, Sequence[tuple[float, float]]]]],
+    *,
+    y_label: str,
+    title: str = "",
+    marks: Mapping[str, float] | None = None,
+    top: float | None = None,
+) -> Image.Image:
+    """Groups of bars, one group per name on the horizontal axis, with intervals as lines that get thinner.
+
+    Args:
+        series: label -> name -> (value, its intervals as (low, high), the first drawn thickest). The same names in each.
+        y_label: of the vertical axis.
+        title: above the picture.
+        marks: label -> value of a dashed line in the colour of that series, "chance" in the legend.
+        top: end of the vertical axis.
+
+    Returns:
+        900x540 RGB picture.
+
+    Raises:
+        ValueError: no bar.
+    """
+    names = [name for values in series.values() for name in values][: max(map(len, series.values()), default=0)]
+    if not names:
+        raise ValueError("series: expected at least one bar, got none; count something first")
+    figure, axes = _figure(9, 5.4)
+    width = 0.8 / len(series)
+    for index, (label, values) in enumerate(series.items()):
+        places = [place + (index - (len(series) - 1) / 2) * width for place in range(len(names))]
+        axes.bar(places, [values[name][0] for name in names], width * 0.92, label=label, color=f"C{index}", alpha=0.75)
+        for place, name in zip(places, names, strict=True):
+            for thin, (low, high) in enumerate(values[name][1]):
+                axes.plot([place, place], [low, high], color="0.15", linewidth=4 if thin == 0 else 1.2, solid_capstyle="butt")
+        if marks and label in marks:
+            axes.axhline(marks[label], color=f"C{index}", linestyle="--", linewidth=1.2, label=f"{label} by chance", zorder=0)
+    axes.set_xticks(range(len(names)), names, rotation=20 if max(map(len, names)) > 12 else 0)
+    axes.set_ylabel(y_label)
+    axes.set_title(title)
+    axes.set_ylim(0, top)
+    axes.grid(alpha=0.25, axis="y")
+    figure.legend(loc="outside lower center", ncols=6, fontsize=9, frameon=False)
+    return _to_image(figure)
+
+
 def _name_points(
     figure: Any, axes: Any, strong: Mapping[str, tuple[float, float]], weak: Mapping[str, tuple[float, float]]
 ) -> None:

@@ -19,6 +19,7 @@ from .preferences import CuratePreferences, CurationStudy
 from .report import SaveReport
 from .restore import ColorFix, OneStepSR
 from .score import IQAReward
+from .study import MakeVotingPages, ReadVotes
 from .train import TrainSRNetwork
 from .train_one_step import OneStepTrainer
 from .train_perceptual import TrainAutoEncoder, TrainPerceptualSR
@@ -35,6 +36,8 @@ NODES: dict[type, str] = {
     Spectrum: "Spectrum",
     SaveReport: "Save Report",
     LoadImageFolder: "Load Image Folder",
+    MakeVotingPages: "Make Voting Pages",
+    ReadVotes: "Read Votes",
     TrainSRNetwork: "Train SR Network",
     AESOPAutoEncoder: "AESOP Auto-Encoder",
     AEView: "Auto-Encoder View",

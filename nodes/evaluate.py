@@ -16,27 +16,12 @@ from ..core.metrics.protocols import choose, preset
 from ..core.metrics.published import published_sets
 from .autoencoder import AUTOENCODER, LoadedAutoEncoder
 from .common import on_device, to_image
-from .folder import find_folder
+from .folder import find_folder, find_method_folders
 from .host import get_host
 
 DEFAULT_METRICS = "psnr_y, ssim_y, lr_psnr, lsd"
 NONE = "none"
 AUTOENCODER_BYTES = 2**31  # what AE(image) may need on the device
-
-
-def _methods(text: str) -> dict[str, Path]:
-    """One folder per line, `NAME = folder` or the folder alone, which then gives the name."""
-    methods: dict[str, Path] = {}
-    for line in filter(None, map(str.strip, text.splitlines())):
-        name, sign, folder = (part.strip() for part in line.partition("="))
-        path = find_folder(folder if sign else line, "sr")
-        name = name if sign and name else path.name
-        if name in methods:
-            raise ValueError(f"sr: expected a name of its own for every folder, got {name} twice; write NAME = folder")
-        methods[name] = path
-    if not methods:
-        raise ValueError("sr: expected at least one folder, got an empty text; write one per line, NAME = folder to name it")
-    return methods
 
 
 def _optional_folder(name: str, what: str) -> Path | None:
@@ -128,7 +113,7 @@ class EvaluateFolders:
         """Score again when files came, went or changed; always where a folder comes through a link."""
         if sr is None or gt is None or lq is None:
             return math.nan
-        folders = [*_methods(sr).values(), *(find_folder(name) for name in (gt, lq) if name.strip())]
+        folders = [*find_method_folders(sr, "sr").values(), *(find_folder(name) for name in (gt, lq) if name.strip())]
         files = [path for folder in folders for path in list_images(folder)]
         facts = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
@@ -148,7 +133,7 @@ class EvaluateFolders:
         choice = preset(published) if is_preset else choose(metrics)
         in_quarters = choose(quarters).names if quarters.strip() else choice.quarters
         folders = {"gt": _optional_folder(gt, "gt"), "lq": _optional_folder(lq, "lq")}
-        pairs = {name: pairs_from_folders(folder, **folders) for name, folder in _methods(sr).items()}
+        pairs = {name: pairs_from_folders(folder, **folders) for name, folder in find_method_folders(sr, "sr").items()}
         bar, device = host.progress(sum(map(len, pairs.values())), "scoring"), host.device()
         with on_device(autoencoder, device, host, AUTOENCODER_BYTES) if autoencoder else nullcontext():
             tables = evaluate_methods(

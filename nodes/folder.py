@@ -32,6 +32,26 @@ def find_folder(name: str, what: str = "folder") -> Path:
     return path
 
 
+def find_method_folders(text: str, what: str) -> dict[str, Path]:
+    """One folder per line, `NAME = folder` or the folder alone, which then gives the name.
+
+    Raises:
+        ValueError: no folder, or two of one name.
+        FileNotFoundError: no such folder.
+    """
+    methods: dict[str, Path] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        name, sign, folder = (part.strip() for part in line.partition("="))
+        path = find_folder(folder if sign else line, what)
+        name = name if sign and name else path.name
+        if name in methods:
+            raise ValueError(f"{what}: expected a name of its own for every folder, got {name} twice; write NAME = folder")
+        methods[name] = path
+    if not methods:
+        raise ValueError(f"{what}: expected at least one folder, got an empty text; write one per line, NAME = folder to name it")
+    return methods
+
+
 class LoadImageFolder:
     """Node AlignSRLoadImageFolder."""
 

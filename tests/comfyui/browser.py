@@ -125,5 +125,35 @@ class Browser:
         answers = [event["params"]["response"] for event in self.events if event["method"] == "Network.responseReceived"]
         return [f"{answer['status']} {answer['url']}" for answer in answers if answer["status"] >= 400]
 
+    def point_of(self, selector: str) -> tuple[float, float]:
+        """The middle of an element, in pixels of the window."""
+        middle = "(box => [box.x + box.width / 2, box.y + box.height / 2])"
+        box = self.evaluate(f"{middle}(document.querySelector('{selector}').getBoundingClientRect())")
+        return box[0], box[1]
+
+    def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
+        """One event of a real mouse: mousePressed, mouseReleased, mouseMoved, mouseWheel."""
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
+
+    def click(self, selector: str) -> None:
+        """Press and release the left button in the middle of an element."""
+        x, y = self.point_of(selector)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.mouse(kind, x, y, button="left", clickCount=1)
+
+    def press(self, key: str, code: int = 0, *, is_held: bool = False) -> None:
+        """Press a key and, unless it is held, release it; letters and digits by themselves, others as in KeyboardEvent.key."""
+        text = {"text": key} if len(key) == 1 else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
+        if not is_held:
+            self.release(key)
+
+    def release(self, key: str) -> None:
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+
+    def download_to(self, folder: Path) -> None:
+        """Save downloads there without asking."""
+        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
