@@ -4,12 +4,22 @@ ComfyUI imports torchvision, which there needs `core/compat.py` first. torch its
 read its arguments, so the preparation waits until somebody asks for torchvision.
 """
 
-import importlib.util
+import importlib
 import runpy
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-COMPAT = Path(__file__).resolve().parents[2] / "core" / "compat.py"
+CORE = Path(__file__).resolve().parents[2] / "core"
+
+
+def load_compat() -> Any:
+    """`core/compat.py` with its neighbours, under a package name of its own: alignsr need not be installed here."""
+    package = ModuleType("alignsr_core_for_tests")
+    package.__path__ = [str(CORE)]
+    sys.modules[package.__name__] = package
+    return importlib.import_module(f"{package.__name__}.compat")
 
 
 class PrepareTorchvision:
@@ -20,12 +30,7 @@ class PrepareTorchvision:
         if name != "torchvision":
             return
         sys.meta_path.remove(PrepareTorchvision)  # type: ignore[arg-type]
-        spec = importlib.util.spec_from_file_location("alignsr_compat", COMPAT)
-        assert spec is not None
-        assert spec.loader is not None
-        compat = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(compat)
-        compat.prepare_torchvision()
+        load_compat().prepare_torchvision()
 
 
 if __name__ == "__main__":

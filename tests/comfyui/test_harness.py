@@ -2,7 +2,10 @@
 
 import json
 import struct
+import subprocess
+import sys
 from io import BytesIO
+from pathlib import Path
 
 from PIL import Image
 
@@ -39,3 +42,10 @@ def test_preview_frames_of_both_kinds_are_read() -> None:
 
 def test_a_frame_that_is_no_picture_is_left_out() -> None:
     assert read_preview(struct.pack(">I", 3) + b"text", 0) is None
+
+
+def test_the_launcher_prepares_torchvision_without_an_installed_alignsr() -> None:
+    """ComfyUI's own environment need not have the package: `core/compat.py` and what it imports come from the checkout."""
+    code = "import sys; sys.modules['alignsr'] = None; from launch import load_compat; load_compat().prepare_torchvision()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
