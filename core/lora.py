@@ -27,7 +27,7 @@ LORA_TARGETS: dict[str, tuple[str, ...]] = {
     ),
     "stable_diffusion": ("to_q", "to_k", "to_v", "to_out.0"),
 }
-_FACTS = ("latents", "start_sigma", "lora_scope", "condition_stride", "guidance")
+_FACTS = ("latents", "start_sigma", "step_length", "lora_scope", "condition_stride", "guidance")
 _BINDING = ("latents", "lora_scope", "condition_stride")  # of these, what a caller asks for must be what an adapter has
 
 
@@ -171,7 +171,7 @@ class Adapter:
 
     Attributes:
         state: `<layer>.lora_A.weight` [rank, in] and `<layer>.lora_B.weight` [out, rank].
-        info: `backbone`, `rank`, `alpha`, `targets`, `latents`, `start_sigma`, and free notes.
+        info: `backbone`, `rank`, `alpha`, `targets`, `latents`, `start_sigma`, `step_length`, and free notes.
         projector: the two linear layers that bring the vision-language model's tokens to the backbone's width, or empty.
         source: path, for messages.
         full: parameters that were trained whole, as a widened first convolution: name -> the value that replaces the base's.

@@ -27,10 +27,11 @@ def clean_state(
 ) -> Tensor:
     """One Euler step from the encoded input, taken as the noisy state at `sigma`.
 
-        z_sr = z_0 + strength (z_lq - sigma velocity(z_lq, sigma, z_lq) - z_0),   z_0 = gain z_lq + offset
+        z_sr = z_0 + strength (z_lq - ratio sigma velocity(z_lq, sigma, z_lq) - z_0),   z_0 = gain z_lq + offset
 
-    z_0 is the state that decodes to the input (`BackboneSpec.identity`), z_lq itself for most models. So strength 0 gives the
-    input back, 1 is the trained step, and between them fidelity is traded for realism.
+    ratio is 1 for most models: the step's length over the noise level it starts at (`BackboneSpec.step_ratio`). z_0 is the state
+    that decodes to the input (`BackboneSpec.identity`), z_lq itself for most models. So strength 0 gives the input back, 1 is the
+    trained step, and between them fidelity is traded for realism.
 
     Args:
         backbone: a flow backbone.
@@ -49,7 +50,8 @@ def clean_state(
     velocity = backbone.velocity(z_lq, levels, z_lq, conditioning)
     gain, offset = backbone.spec.identity
     start = z_lq if (gain, offset) == (1.0, 0.0) else torch.lerp(gain * z_lq + offset, z_lq, strength)
-    return euler_step(start, velocity * strength, levels, torch.zeros_like(levels)).to(z_lq.dtype)
+    weight = strength * backbone.spec.step_ratio
+    return euler_step(start, velocity * weight, levels, torch.zeros_like(levels)).to(z_lq.dtype)
 
 
 def rows_of(conditioning: Conditioning | Conditioner | None, batch: int, tiles: TilePlan, scale: int) -> Rows:

@@ -95,18 +95,17 @@ class OneStepModel:
 
 
 class InAutocast:
-    """The `Backbone` protocol with the velocity under autocast and scaled to the Euler step's length.
+    """The `Backbone` protocol with the velocity under autocast.
 
     Encoding and decoding stay outside: the autoencoder works in its own precision.
 
     Args:
         backbone: a flow backbone.
         autocast: makes the context, for each call.
-        ratio: step length over sigma.
     """
 
-    def __init__(self, backbone: Backbone, autocast: Any, ratio: float) -> None:
-        self.backbone, self.autocast, self.ratio = backbone, autocast, ratio
+    def __init__(self, backbone: Backbone, autocast: Any) -> None:
+        self.backbone, self.autocast = backbone, autocast
         self.spec: BackboneSpec = backbone.spec
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
@@ -119,11 +118,11 @@ class InAutocast:
             return self.backbone.encode(image, generator=generator)
 
     def velocity(self, z: Tensor, sigma: Tensor, z_lq: Tensor, conditioning: Conditioning | None = None) -> Tensor:
-        """The backbone's, in float32, times the ratio."""
+        """The backbone's, in float32."""
         context: AbstractContextManager[Any] = self.autocast()
         with context:
             velocity = self.backbone.velocity(z, sigma, z_lq, conditioning)
-        return velocity.float() if self.ratio == 1 else velocity.float() * self.ratio
+        return velocity.float()
 
     def decode(self, z: Tensor) -> Tensor:
         """As the backbone's."""
@@ -139,15 +138,16 @@ def build_backbone(
         MissingModelError, WeightsError: files are missing or do not fit.
         ValueError: an adapter of another backbone or convention.
     """
+    step = {"start_sigma": config.sigma, "step_length": config.step_length}
     if config.backbone == "pixel":
-        backbone = PixelBackbone({**config.options, "start_sigma": config.sigma}, name, licence)
+        backbone = PixelBackbone({**config.options, **step}, name, licence)
         if config.init:
             path = find_model(config.init, folders)
             state = {key: tensor.float() for key, tensor in load_state_dict(path).items()}
             load_into(backbone.network, state, str(path))
         backbone.network.eval().requires_grad_(False)
         return backbone
-    facts: dict[str, Any] = {"start_sigma": config.sigma} | ({"latents": config.latents} if config.latents else {})
+    facts: dict[str, Any] = step | ({"latents": config.latents} if config.latents else {})
     if adapter is not None:
         facts = adapter.agree(config.backbone, facts)
     if config.source in UNTRAINED:

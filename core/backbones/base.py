@@ -53,6 +53,7 @@ class BackboneSpec:
         identity: (gain, offset): gain z + offset is the state that decodes to the encoded input z. Other than (1, 0) where
             one-step weights have learned that map together with the restoration.
         sampling: how it is sampled from noise; None where nothing was published, or for one-step models.
+        step_length: how far one-step restoration goes from start_sigma; None goes all the way, start_sigma.
     """
 
     name: str
@@ -73,6 +74,12 @@ class BackboneSpec:
     is_antialiased: bool = True
     identity: tuple[float, float] = (1.0, 0.0)
     sampling: Sampling | None = None
+    step_length: float | None = None
+
+    @property
+    def step_ratio(self) -> float:
+        """Length of the one step over the noise level it starts at."""
+        return 1.0 if self.step_length is None or self.start_sigma is None else self.step_length / self.start_sigma
 
     def tokens(self, height: int, width: int) -> int:
         """Image tokens of a tile of that size on the model's input grid; 0 for models without tokens."""

@@ -81,6 +81,7 @@ class Flux2Backbone:
         name: for reports.
         licence: of the weights.
         start_sigma: noise level that one-step restoration assumes.
+        step_length: how far its step goes; 0 is start_sigma.
         vae_tile_px: see `Codec`.
 
     Source:
@@ -100,6 +101,7 @@ class Flux2Backbone:
         start_sigma: float = 0.8,
         latents: str = "native",
         vae_tile_px: int = 0,
+        step_length: float = 0.0,
     ) -> None:
         if latents != "native":
             raise ValueError(f"latents: expected 'native', the only convention of {ARCHITECTURE}, got {latents!r}; leave it out")
@@ -121,7 +123,7 @@ class Flux2Backbone:
             "vae": describe_autoencoder(autoencoder),
             "start_sigma": start_sigma,
             "latents": latents,
-        }
+        } | ({"step_length": step_length} if step_length else {})
         self.spec = BackboneSpec(
             name=name,
             kind="flow",
@@ -130,6 +132,7 @@ class Flux2Backbone:
             tile_px=1152,
             overlap_px=64,
             start_sigma=start_sigma,
+            step_length=step_length or None,
             latent_channels=channels,
             latent_stride=STRIDE * PATCH,
             conditioning_dim=self.conditioning_dim,

@@ -32,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "mlp_ratio": 2.5,
     "conditioning_dim": 32,
     "start_sigma": 0.8,
+    "step_length": 0.0,  # of one-step restoration; 0 is start_sigma
 }
 
 
@@ -103,7 +104,7 @@ class PixelBackbone:
                 f"options: expected {', '.join(sorted(DEFAULTS))}, got {', '.join(sorted(unknown))}; remove the unknown ones"
             )
         self.options = DEFAULTS | (options or {})
-        network_options = {key: value for key, value in self.options.items() if key != "start_sigma"}
+        network_options = {key: value for key, value in self.options.items() if key not in ("start_sigma", "step_length")}
         self.network = PixelTransformer(**network_options)
         patch = int(self.options["patch_px"])
         self.spec = BackboneSpec(
@@ -114,6 +115,7 @@ class PixelBackbone:
             tile_px=512,
             overlap_px=64,
             start_sigma=float(self.options["start_sigma"]),
+            step_length=float(self.options["step_length"]) or None,
             latent_channels=3,
             latent_stride=1,
             conditioning_dim=int(self.options["conditioning_dim"]),

@@ -101,6 +101,7 @@ class ZImageBackbone:
         name: for reports.
         licence: of the weights.
         start_sigma: noise level that one-step restoration assumes.
+        step_length: how far its step goes; 0 is start_sigma.
         latents: `scaled` or `raw`.
         vae_tile_px: see `Codec`.
 
@@ -121,6 +122,7 @@ class ZImageBackbone:
         start_sigma: float = 0.8,
         latents: str = "scaled",
         vae_tile_px: int = 0,
+        step_length: float = 0.0,
     ) -> None:
         if latents not in LATENTS:
             raise ValueError(f"latents: expected {' or '.join(LATENTS)}, got {latents!r}; {did_you_mean(latents, LATENTS)}")
@@ -140,7 +142,7 @@ class ZImageBackbone:
             "vae": describe_autoencoder(autoencoder),
             "start_sigma": start_sigma,
             "latents": latents,
-        }
+        } | ({"step_length": step_length} if step_length else {})
         self.spec = BackboneSpec(
             name=name,
             kind="flow",
@@ -149,6 +151,7 @@ class ZImageBackbone:
             tile_px=1152,
             overlap_px=64,
             start_sigma=start_sigma,
+            step_length=step_length or None,
             latent_channels=self.codec.channels,
             latent_stride=STRIDE,
             conditioning_dim=self.conditioning_dim,

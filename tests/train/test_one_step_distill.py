@@ -186,7 +186,7 @@ class Known:
 
     def __init__(self, clean, length):
         self.clean, self.length, self.asked = clean, length, []
-        self.spec = BackboneSpec("known", "flow", None, 1, 64, 0, 0.8, 3, 1, 0, 0, 0, "none")
+        self.spec = BackboneSpec("known", "flow", None, 1, 64, 0, 0.8, 3, 1, 0, 0, 0, "none", step_length=length)
 
     def modules(self):
         return iter(())
@@ -207,7 +207,7 @@ def test_15_the_step_returns_the_clean_state(length):
     """Clock and length of the step are two settings (strsr.md 5.1)."""
     clean = S("one-step/clean", 1, 3, 16, 16)
     known = Known(clean, length)
-    sr = one_step(InAutocast(known, torch.no_grad, length / 0.8), U("one-step/lq", 1, 3, 16, 16))
+    sr = one_step(InAutocast(known, torch.no_grad), U("one-step/lq", 1, 3, 16, 16))
     assert torch.allclose(2 * sr - 1, clean, atol=1e-5)
     assert known.asked == [pytest.approx(0.8)]
 
@@ -286,6 +286,24 @@ def test_every_option_runs_and_resumes(name, switch, pictures, tmp_path):
     assert info["step_length"] == config.model.step_length
     if config.model.backbone == "z_image":
         assert info["latents"] == (config.model.latents or "scaled")
+
+
+@pytest.mark.parametrize(
+    ("name", "switch"),
+    [(PIXEL, {}), (FLUX, {"conditioning__kind": "empty"}), (Z_IMAGE, {"conditioning__kind": "empty", "lora__rank": 0})],
+)
+def test_inference_goes_as_far_as_training_did(name, switch, pictures, tmp_path):
+    """A step of another length than the noise level is in the file and repeated by whoever opens it (strsr.md 5.1)."""
+    config = light(name, pictures, **switch, model__step_length=0.5, model__save_dtype="fp32", optimizer__learning_rate=1e-3)
+    weights = recipe.train(config, tmp_path / "run").weights
+    kind, x = config.model.backbone, torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    is_adapter = "lora__rank" not in switch and kind != "pixel"
+    opened = open_backbone(kind, "tiny", precision="fp32", lora=weights) if is_adapter else load_backbone(weights)
+    assert (opened.spec.start_sigma, opened.spec.step_length) == (0.8, 0.5)
+    with torch.no_grad():
+        z = opened.encode(2 * x - 1)
+        v = opened.velocity(z, torch.tensor([0.8]), z)
+        assert torch.allclose(one_step(opened, x), (opened.decode(z - 0.5 * v) + 1) / 2, atol=1e-5)
 
 
 def test_checkpointing_changes_no_gradient(pictures, tmp_path):

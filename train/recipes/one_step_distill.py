@@ -178,7 +178,7 @@ def train(
             critic.to(loop.device)
         losses = LossStack(config.losses, loop.device, scale=config.model.scale, folders=model_folders)
         _check_patch(config, "the features of losses.fdl", losses.minimum_px)
-        backbone = InAutocast(model.backbone, loop.autocast, config.model.step_length / config.model.sigma)
+        backbone = InAutocast(model.backbone, loop.autocast)
         told = TrainConditioner(
             config.conditioning,
             config.model.backbone,
