@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import adapters, candidates, images, information, jobs, measure, published, study, task
+from . import adapters, candidates, images, information, jobs, measure, published, task, user_study
 from .command import Command
 from .terminal import OK, STOPPED, WRONG, complain, say
 
@@ -53,7 +53,7 @@ app.command("upscale", cls=Command)(images.upscale)
 app.command("degrade", cls=Command)(images.degrade)
 app.command("evaluate", cls=Command)(measure.evaluate)
 app.command("evaluate-task", cls=Command)(task.evaluate_task)
-app.add_typer(study.study, name="study")
+app.add_typer(user_study.user_study, name="user-study")
 app.command("published", cls=Command)(published.published)
 app.command("run", cls=Command)(jobs.run)
 app.command("train", cls=Command)(jobs.train)

@@ -19,10 +19,10 @@ from .preferences import CuratePreferences, CurationStudy
 from .report import SaveReport
 from .restore import ColorFix, OneStepSR
 from .score import IQAReward
-from .study import MakeVotingPages, ReadVotes
 from .train import TrainSRNetwork
 from .train_one_step import OneStepTrainer
 from .train_perceptual import TrainAutoEncoder, TrainPerceptualSR
+from .user_study import MakeVotingPages, ReadVotes
 
 PREFIX = "AlignSR"  # node ids are a contract with every saved workflow: prefix and class name never change
 NODES: dict[type, str] = {

@@ -103,6 +103,13 @@ def test_help_and_readme_agree_with_the_exit_codes() -> None:
     assert sentence in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
 
+def test_no_command_hides_another() -> None:
+    from alignsr.cli.app import app
+
+    names = [entry.name for entry in (*app.registered_commands, *app.registered_groups)]
+    assert len(set(names)) == len(names)
+
+
 def test_completion_knows_the_commands() -> None:
     environment = os.environ | {"_ALIGNSR_COMPLETE": "complete_bash", "COMP_WORDS": "alignsr up", "COMP_CWORD": "1"}
     done = subprocess.run([sys.executable, "-m", "alignsr"], env=environment, capture_output=True, text=True, check=False)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from study_helpers import METHODS, files_of, write_results, write_votes
+from user_study_helpers import METHODS, files_of, write_results, write_votes
 
-from alignsr.core.study.pages import make_study
+from alignsr.core.user_study.pages import make_study
 from alignsr.nodes import NODE_CLASS_MAPPINGS
 from alignsr.nodes.host import Interrupted, LocalHost, use_host
 

@@ -9,11 +9,11 @@ import re
 import numpy as np
 import pytest
 from scipy.stats import binomtest
-from study_helpers import METHODS, files_of, key_of, letters, opened, write_results, write_votes
+from user_study_helpers import METHODS, files_of, key_of, letters, opened, write_results, write_votes
 
-from alignsr.core.study.pages import make_study
-from alignsr.core.study.report import StudyReport, user_study
-from alignsr.core.study.votes import Ballot, Votes, read_votes, share, top_k, wilson
+from alignsr.core.user_study.pages import make_study
+from alignsr.core.user_study.report import StudyReport, find_study
+from alignsr.core.user_study.votes import Ballot, Votes, read_votes, share, top_k, wilson
 
 METHOD_FOLDERS = METHODS
 
@@ -221,7 +221,7 @@ def test_votes_are_read_back(study, tmp_path) -> None:
     votes = read_votes(study / "key.json", [tmp_path / "votes"])
     assert votes.voters == ("Anna", "Ben") and len(votes.ballots) == 5 and votes.methods == METHODS
     assert top_k(votes, "Sobolev", 1) == 0.8 and top_k(votes, "Plain", 2) == 0
-    report = StudyReport(votes, user_study("asasr user study"))
+    report = StudyReport(votes, find_study("asasr user study"))
     text = report.to_text().splitlines()
     low, high = (100 * end for end in wilson(4, 5))
     assert text[2].startswith(f"Sobolev  80.0 [{low:.1f}, {high:.1f}] (")
@@ -289,7 +289,7 @@ def test_bad_votes(study, results, tmp_path) -> None:
         [write_votes(tmp_path / "best", bad, "Cleo", {}, **votes)], "expected one of a, b, c in", tmp_path / "best" / "key.json"
     )
     with pytest.raises(ValueError, match="published: expected a user study, got ASASR COCO; there are ASASR user study"):
-        user_study("asasr coco")
+        find_study("asasr coco")
 
 
 def test_a_voter_who_stopped_early(study, tmp_path) -> None:

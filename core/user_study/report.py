@@ -131,7 +131,7 @@ class StudyReport:
         return bars(series, y_label="share of the votes, %", title=title, marks=chance, top=103)
 
 
-def user_study(name: str) -> str:
+def find_study(name: str) -> str:
     """A published user study by its name.
 
     Raises:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from study_helpers import METHODS, letters, write_results
+from user_study_helpers import METHODS, letters, write_results
 
-from alignsr.core.study.pages import make_study
-from alignsr.core.study.votes import read_votes, top_k
+from alignsr.core.user_study.pages import make_study
+from alignsr.core.user_study.votes import read_votes, top_k
 from comfyui.browser import Browser, find_chromium
 
 SCALE = "document.querySelector('figure.candidate img').style.transform"

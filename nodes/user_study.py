@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..core.image_files import list_images
 from ..core.metrics.published import published_set, published_sets
-from ..core.study.pages import MODES, make_study
-from ..core.study.report import StudyReport
-from ..core.study.votes import read_votes
+from ..core.user_study.pages import MODES, make_study
+from ..core.user_study.report import StudyReport
+from ..core.user_study.votes import read_votes
 from .common import file_stamp, to_image
 from .folder import find_folder, find_method_folders
 from .host import get_host

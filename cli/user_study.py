@@ -1,4 +1,4 @@
-"""The commands study make and study read: voting pages for a blind comparison, and what the votes say."""
+"""The commands user-study make and user-study read: voting pages for a blind comparison, and what the votes say."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,12 +9,12 @@ from .command import Command
 from .evaluate import folders_of, terminal_width
 from .terminal import JsonFile, Progress, Quiet, check_reports, say, write_json, write_text
 
-study = typer.Typer(
+user_study = typer.Typer(
     help="A blind user study: make voting pages, and read the votes back.", rich_markup_mode=None, no_args_is_help=True
 )
 
 
-@study.command("make", cls=Command)
+@user_study.command("make", cls=Command)
 def make(
     sr: Annotated[
         list[str],
@@ -38,9 +38,9 @@ def make(
     """Write voting pages: plain files that open in a browser, without a server and without a network.
 
     Hand out the folder `page` (zipped, on a stick, on any web space) and keep `key.json`, which says what is what: the pages name
-    no method. Voters compare, save their votes as a file and send it back; `alignsr study read` counts.
+    no method. Voters compare, save their votes as a file and send it back; `alignsr user-study read` counts.
     """
-    from ..core.study.pages import make_study
+    from ..core.user_study.pages import make_study
 
     methods = folders_of(sr, "--sr")
     with Progress(1, quiet) as bar:
@@ -61,7 +61,7 @@ def make(
     typer.echo(made.page)
 
 
-@study.command("read", cls=Command)
+@user_study.command("read", cls=Command)
 def read(
     votes: Annotated[list[Path], typer.Argument(metavar="VOTES...", help="Files that voters saved, or folders with them.")],
     key: Annotated[Path, typer.Option("--key", metavar="FILE", help="key.json of the study.", show_default=False)],
@@ -87,13 +87,13 @@ def read(
     Top-k is the share of votes that put a method among the best k (ASASR, Eq. 47). Two intervals: Wilson's, which takes all votes
     as independent, and one over groups drawn anew with all of their votes.
     """
-    from ..core.study.report import StudyReport, user_study
-    from ..core.study.votes import read_votes
+    from ..core.user_study.report import StudyReport, find_study
+    from ..core.user_study.votes import read_votes
 
     check_reports(json_file, csv, markdown, picture)
     if picture is not None and picture.suffix.lower() != ".png":
         raise ValueError(f"--picture: expected the name of a PNG file, got {picture}; end it in .png")
-    report = StudyReport(read_votes(key, votes), user_study(published) if published else "", seed)
+    report = StudyReport(read_votes(key, votes), find_study(published) if published else "", seed)
     write_json(json_file, report.to_dict())
     if csv is not None:
         write_text(csv, report.to_csv())

@@ -19,7 +19,7 @@ from ..weights import write_atomic
 Mode = Literal["rank", "top1"]
 MODES: tuple[Mode, ...] = ("rank", "top1")
 MOST_METHODS = 26
-TEMPLATE = Path(__file__).resolve().parent.parent / "assets" / "study.html"
+TEMPLATE = Path(__file__).resolve().parent.parent / "assets" / "user-study.html"
 KEY_FORMAT, VERSION = "alignsr-study-key", 1
 TASKS: dict[Mode, str] = {
     "rank": "Order the pictures of each scene from best to worst: natural, sharp, without artefacts{and_true}.",

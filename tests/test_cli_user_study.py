@@ -1,4 +1,4 @@
-"""`alignsr study make` and `alignsr study read`: from folders to a page, from saved votes to a table, a chart and files."""
+"""`alignsr user-study make` and `read`: from folders to a page, from saved votes to a table, a chart and files."""
 
 import csv
 import json
@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from cli_helpers import call
 from PIL import Image
-from study_helpers import METHODS, files_of, write_results, write_votes
+from user_study_helpers import METHODS, files_of, write_results, write_votes
 
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     root = write_results(tmp_path / "in")
     arguments = [part for name in METHODS for part in ("--sr", root / name)]
-    done = call("study", "make", *arguments, "--lq", root / "lq", "--out", tmp_path / "study", "--seed", "5")
+    done = call("user-study", "make", *arguments, "--lq", root / "lq", "--out", tmp_path / "study", "--seed", "5")
     assert done.code == 0, done.err
     assert Path(done.out.strip()) == tmp_path / "study" / "page" / "index.html"
     assert "4 scenes, 3 methods" in done.err and f"keep: {tmp_path / 'study' / 'key.json'}" in done.err
@@ -22,7 +22,7 @@ def made(tmp_path: Path) -> Path:
 
 
 def test_make_is_what_the_core_makes(made: Path) -> None:
-    from alignsr.core.study.pages import make_study
+    from alignsr.core.user_study.pages import make_study
 
     folders = {name: made / "in" / name for name in METHODS}
     make_study(folders, made / "again", lq=made / "in" / "lq", seed=5)
@@ -36,7 +36,7 @@ def test_read(made: Path) -> None:
         write_votes(made / "study", made / "votes" / f"{voter}.json", voter, groups)
     files = {kind: made / f"out.{kind}" for kind in ("json", "csv", "md", "png")}
     done = call(
-        *("study", "read", made / "votes", "--key", made / "study" / "key.json", "--published", "asasr-user-study"),
+        *("user-study", "read", made / "votes", "--key", made / "study" / "key.json", "--published", "asasr-user-study"),
         *("--json", files["json"], "--csv", files["csv"], "--markdown", files["md"], "--picture", files["png"]),
     )
     assert done.code == 0, done.err
@@ -69,7 +69,7 @@ def test_one_clear_line_for_each_mistake(
     arguments: tuple[str, ...], message: str, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(made)
-    done = call("study", *arguments)
+    done = call("user-study", *arguments)
     assert done.code == 1
     assert len(done.errors) == 1
     assert message in done.errors[0]
