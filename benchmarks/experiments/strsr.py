@@ -5,7 +5,7 @@ python benchmarks/experiments/strsr.py --data DIR --out RUNS [--seeds 0 1 2] [--
 
 Recipe `one_step_distill` from the same weights, with the same patches, in two stages as published: stage 1 with L1 alone, or with
 L1 + RaGAN (and its R1 penalty); stage 2 goes on from stage 1's checkpoint, optimisers included, as it was, with the FDL, or with
-our grid loss in its place. LPIPS is off, and critic and FDL look through our own auto-encoder (see strsr.toml).
+our grid loss in its place. LPIPS is off, and critic and FDL look through our own lite-x4 (see strsr.toml).
 
 Per training, at its last step: PSNR-Y, LR-PSNR, the energy of detail finer than the input can hold as a share of the ground
 truth's (1 is the right amount), the log-spectral distance of the radial spectra, and the periodic-energy score (strsr.md, check
@@ -54,7 +54,7 @@ STAGE_2 = {
             "losses.fdl.weight=0.05",
             "losses.fdl.projections=64",
             'losses.fdl.features.kind="network"',
-            'losses.fdl.features.weights="autoencoder-tiny-x4"',
+            'losses.fdl.features.weights="lite-x4"',
         ],
     ),
     GRID: (GAN, ["losses.grid.weight=0.3", "losses.grid.period_px=8"]),
