@@ -4,6 +4,7 @@ Everything is computed in float32 at least, also under autocast.
 """
 
 import math
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -27,16 +28,21 @@ def dct_matrix(size: int, *, dtype: torch.dtype = torch.float32, device: torch.d
 
     Args:
         size: N >= 1.
-        dtype: of the result.
+        dtype: of the result, float32 or float64.
         device: of the result.
 
     Returns:
         [N, N]; row k is a cosine with k half cycles over N samples, that is k / (2 N) cycles per sample.
 
+    Raises:
+        ValueError: a 16-bit type, at which energies would be wrong in the third digit.
+
     Source:
         ASASR specification, asasr.md section 2.9 (the paper names the DCT without its normalisation).
     """
     check_positive_int(size, "size")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype: expected float32 or float64, got {str(dtype).removeprefix('torch.')}; widen the input instead")
     k = torch.arange(size, dtype=torch.float64)
     matrix = math.sqrt(2 / size) * torch.cos(math.pi / size * torch.outer(k, k + 0.5))
     matrix[0] /= math.sqrt(2)
@@ -270,8 +276,15 @@ def _periodic_ratio(x: Tensor, period: int) -> Tensor:
 def _transform(x: Tensor, is_inverse: bool) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         wide = _wide(x)
-        rows, columns = (dct_matrix(size, dtype=wide.dtype, device=x.device) for size in x.shape[-2:])
+        rows, columns = (_matrix(size, wide.dtype, x.device) for size in x.shape[-2:])
         return rows.mT @ wide @ columns if is_inverse else rows @ wide @ columns.mT
+
+
+@lru_cache(maxsize=32)
+def _matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Made once; outside inference mode, so that training may use what a preview has made."""
+    with torch.inference_mode(False), torch.no_grad():
+        return dct_matrix(size, dtype=dtype, device=device)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Losses as plain functions: `(sr, gt, ...)`, or logits `(fake, real, ...)`, to one value per sample; `LOSSES` names them."""
+"""Losses as plain functions of `(sr, gt, ...)`, logits or energies, to one value per sample; `LOSSES` names them."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -19,6 +19,14 @@ from .frequency import fdl_loss, frequency_distances, grid_loss, make_projection
 from .lpips import LPIPSFeatures, load_lpips, lpips_loss
 from .perceptual import LAYERS_REAL, LAYERS_SYNTHETIC, VGG19Features, load_vgg19, perceptual_loss
 from .pixel import l1_loss, low_pass_l1_loss, mse_loss, psnr_loss, psnr_y_loss
+from .preference import (
+    ASASR_LOGIT_SCALE,
+    DP2O_SR_LOGIT_SCALE,
+    PairEnergies,
+    preference_figures,
+    preference_loss,
+    preference_terms,
+)
 from .relativistic import R1_WEIGHT, approximate_r1, r1_noise, ragan_critic_loss, ragan_generator_loss
 
 LOSSES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
@@ -37,10 +45,13 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
         "ragan": ragan_generator_loss,
         "fdl": fdl_loss,
         "grid": grid_loss,
+        "preference": preference_loss,
     }
 )
 
 __all__ = [
+    "ASASR_LOGIT_SCALE",
+    "DP2O_SR_LOGIT_SCALE",
     "LAYERS_REAL",
     "LAYERS_SYNTHETIC",
     "LOSSES",
@@ -48,6 +59,7 @@ __all__ = [
     "CachedTarget",
     "CriticTerms",
     "LPIPSFeatures",
+    "PairEnergies",
     "VGG19Features",
     "aesop_loss",
     "approximate_r1",
@@ -67,6 +79,9 @@ __all__ = [
     "perceptual_loss",
     "plain_critic_loss",
     "plain_generator_loss",
+    "preference_figures",
+    "preference_loss",
+    "preference_terms",
     "psnr_loss",
     "psnr_y_loss",
     "r1_noise",

@@ -74,8 +74,9 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ragan": lambda sr, gt: LOSSES["ragan"]([logits(sr)], [logits(gt)]),
     "fdl": lambda sr, gt: LOSSES["fdl"](sr, gt, lambda image: [image], [S("losses/fdl", 4, 3, 3, 3)]),
     "grid": partial(LOSSES["grid"], period=4),
+    "preference": lambda sr, gt: LOSSES["preference"](energy := (sr - gt).square().mean((1, 2, 3)), 0 * energy, logit_scale=2.0),
 }
-ADVERSARIAL = {"relativistic", "plain", "ragan"}
+ADVERSARIAL = {"relativistic", "plain", "ragan", "preference"}  # logits decide
 LEAST = {"psnr": -80.0, "psnr_y": -80.0} | dict.fromkeys(set(CALLS) - ADVERSARIAL - {"psnr", "psnr_y"}, 0.0)
 OVER_THE_BATCH = {"relativistic", "ragan"}  # a sample's value depends on the others'
 
@@ -117,8 +118,8 @@ def test_equal_images_cost_nothing_and_others_do(name: str) -> None:
     sr, gt = pair()
     if name in ADVERSARIAL:
         zeros = torch.zeros(3, 1)
-        arguments = {"relativistic": (zeros, zeros), "plain": (zeros,), "ragan": ([zeros], [zeros])}[name]
-        value = LOSSES[name](*arguments)
+        arguments = {"relativistic": (zeros, zeros), "plain": (zeros,), "ragan": ([zeros], [zeros])}.get(name)
+        value = LOSSES[name](*arguments) if arguments else call(name, gt, gt)
         assert torch.allclose(value, torch.full((3,), math.log(2)))
         return
     assert torch.allclose(call(name, gt, gt), torch.full((3,), LEAST[name]), atol=1e-9)
