@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..checks import check_same_shape
 from ..compat import import_third_party
 from ..images import quantize_8bit, to_rgb
+from .batched import BATCHED
 from .files import missing_files
 from .inputs import check_picture
 from .offline import no_downloads
@@ -63,13 +64,14 @@ class LearnedMetric:
 
     Args:
         spec: its facts; batch limit, size rule and input copies follow them.
-        network: callable (image, reference) or (image) -> scores, as pyiqa's InferenceModel.
+        network: callable (image, reference) or (image) -> scores, as pyiqa's InferenceModel; taken over, with parts replaced by
+            those of `batched`.
         device: where the network is.
     """
 
     def __init__(self, spec: MetricSpec, network: Any, device: torch.device | str = "cpu") -> None:
         self.spec = spec
-        self.network = network
+        self.network: Any = BATCHED[spec.name](network) if spec.name in BATCHED else network
         self.device = torch.device(device)
 
     @classmethod

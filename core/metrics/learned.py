@@ -19,7 +19,8 @@ _VIT_B32_SHA256 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba95
 
 
 def _pyiqa(name: str) -> WeightFile:
-    return WeightFile((name,), "pyiqa", _PYIQA + name.replace("+", "%2B"))
+    """By the name in the address: pyiqa looks for `%2B` on disk where the file is called `+`."""
+    return WeightFile((name.replace("+", "%2B"),), "pyiqa", _PYIQA + name.replace("+", "%2B"))
 
 
 def _backbone(name: str) -> WeightFile:
@@ -59,7 +60,7 @@ _OWN_BACKBONE = {
     "backbone_pretrain": False
 }  # the metric's own file holds the backbone too (strict load), so timm's is not needed
 _UNIT = (0.0, 1.0)
-_AFINE_NOTE = "batch 1, sides in multiples of 32, overwrites its input; pyiqa and the paper call lower better"
+_AFINE_NOTE = "sides in multiples of 32; pyiqa's own takes one picture and overwrites it; pyiqa and the paper call lower better"
 _QALIGN_NOTE = "a 7-billion-parameter vision-language model"
 _MANIQA_NOTE = "20 crops of 224 px at fixed places (a seed is set should pyiqa draw them): repeatable, slow"
 _FID_NOTE = "one number for two sets of images; needs hundreds of images to mean something"
@@ -106,7 +107,7 @@ def _learned(
 
 def _afine(name: str, title: str, reference: bool) -> MetricSpec:
     return _learned(
-        name, title, _AFINE, (-2.0, 2.0), higher=False, reference=reference, max_batch=1, size_multiple=32, min_side_px=32,
+        name, title, _AFINE, (-2.0, 2.0), higher=False, reference=reference, size_multiple=32, min_side_px=32,
         mutates=True, reward=True, note=_AFINE_NOTE,
     )  # fmt: skip
 

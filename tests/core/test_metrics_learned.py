@@ -146,6 +146,42 @@ def test_niqe_takes_any_batch_and_says_which_size_it_needs(cache: Path) -> None:
         metric(torch.zeros(1, 3, 96, 200))
 
 
+class Counting(nn.Module):
+    """A feature network that notes how many pictures it saw."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.seen = inner, 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.seen += len(x)
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(("name", "part"), [("topiq_fr", "semantic_model"), ("lpips", "net")])
+def test_a_shared_reference_is_looked_at_once(name: str, part: str, cache: Path) -> None:
+    if name == "lpips":
+        torch.save(
+            import_torchvision().models.alexnet(weights=None).state_dict(), cache / "checkpoints" / "alexnet-owt-7be5be79.pth"
+        )
+    network = build_network(METRICS[name], "cpu", pretrained=False)
+    counting = Counting(getattr(network.net, part))  # pyright: ignore[reportArgumentType]
+    setattr(network.net, part, counting)
+    metric = LearnedMetric(METRICS[name], network)
+    sr, gt = batch()
+    sr = torch.cat([sr, sr.flip(-1)])
+    shared = gt[:1].expand(4, -1, -1, -1)
+    together = metric(sr, shared)
+    assert counting.seen == 4 + 1
+    again = metric(sr[:2].contiguous(), shared[:2])
+    assert counting.seen == 5 + 2, "the next batch of the same picture"
+    assert torch.allclose(again, together[:2], atol=1e-5)
+    alone = torch.cat([metric(sr[i : i + 1], gt[:1]) for i in range(4)])
+    assert torch.allclose(together, alone, atol=1e-5) and len(set(together.tolist())) == 4
+    mixed = torch.cat([gt, gt])
+    assert torch.allclose(metric(sr, mixed)[2:], metric(sr[2:], gt), atol=1e-5), "references of their own"
+
+
 @pytest.mark.parametrize("name", ["topiq_nr", "topiq_fr"])
 def test_topiq_scores_a_batch(name: str) -> None:
     metric = LearnedMetric(METRICS[name], build_network(METRICS[name], "cpu", pretrained=False))
@@ -204,8 +240,21 @@ def test_afine_leaves_nothing_behind_for_the_metric_after_it(afine: dict[str, Le
     assert torch.equal(gt, copies[1])
     assert torch.equal(musiq(sr), alone)
     unguarded = sr[:1, :, :64, :64].clone()  # the trap is really there: without our copies the input is overwritten
-    afine["afine_nr"].network(unguarded)
+    afine["afine_nr"].network.network(unguarded)
     assert not torch.equal(unguarded, sr[:1, :, :64, :64])
+
+
+@pytest.mark.parametrize("name", ["afine_fr", "afine_nr"])
+def test_afine_of_a_batch_is_that_of_each_picture_by_pyiqas_own_forward(name: str, afine: dict[str, LearnedMetric]) -> None:
+    sr = torch.cat([batch()[0], batch()[0].flip(-1)])[..., :64, :64]
+    other, shared = batch()[1].repeat(2, 1, 1, 1)[..., :64, :64], batch()[1][:1, :, :64, :64].expand(4, -1, -1, -1)
+    for gt in (other, shared):
+        single = afine[name].network.network
+        with torch.no_grad():
+            theirs = [single(x.clone(), y.clone()) for x, y in zip(sr.split(1), gt.split(1), strict=True)]
+        ours = afine[name](sr, gt, quantize=False)
+        assert torch.allclose(ours, torch.cat([value.reshape(1) for value in theirs]).double(), atol=1e-6)
+    assert len(set(ours.tolist())) == 4
 
 
 @pytest.mark.parametrize("name", ["afine_fr", "afine_nr"])
