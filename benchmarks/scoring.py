@@ -119,11 +119,25 @@ def _place_vit(cache: Path) -> None:
     save_file(timm.create_model("vit_base_patch8_224").state_dict(), folder / "snapshots" / "random" / "model.safetensors")
 
 
-def loop(store: CandidateStore, metrics: list[str], device: torch.device) -> dict[str, tuple[float, list[Tensor]]]:
-    """Metric -> (seconds, scores per picture): created once, called picture by picture."""
-    found: dict[str, tuple[float, list[Tensor]]] = {}
+class Clock:
+    """Seconds since it was made: (by the wall, of the processor)."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter(), time.process_time()
+
+    def __call__(self) -> tuple[float, float]:
+        return time.perf_counter() - self.start[0], time.process_time() - self.start[1]
+
+
+Times = dict[str, tuple[float, float]]
+
+
+def loop(store: CandidateStore, metrics: list[str], device: torch.device) -> tuple[Times, dict[str, list[Tensor]]]:
+    """Metric -> seconds, and scores per picture: created once, called picture by picture."""
+    seconds: Times = {}
+    scores: dict[str, list[Tensor]] = {}
     for name in metrics:
-        start = time.perf_counter()
+        clock = Clock()
         spec, network = METRICS[name], build_network(METRICS[name], device)
         rows: list[Tensor] = []
         for index in range(len(store.names)):
@@ -134,19 +148,19 @@ def loop(store: CandidateStore, metrics: list[str], device: torch.device) -> dic
                 with torch.no_grad():
                     values.append(float(network(*(center_crop_to_multiple(x, spec.size_multiple).clone() for x in images))))
             rows.append(torch.tensor(values, dtype=torch.float64))
-        found[name] = time.perf_counter() - start, rows
+        seconds[name], scores[name] = clock(), rows
         del network
-    return found
+    return seconds, scores
 
 
-def ours(store: CandidateStore, metrics: list[str], team: Team, batch: int, cache: Path, precision: str) -> dict[str, float]:
+def ours(store: CandidateStore, metrics: list[str], team: Team, batch: int, cache: Path, precision: str) -> Times:
     """Metric -> seconds, weights included."""
-    seconds: dict[str, float] = {}
+    seconds: Times = {}
     for name in metrics:
-        start = time.perf_counter()
+        clock = Clock()
         config = ScoringConfig(metrics=(name,), batch_size=batch, cache=str(cache), precision=precision)  # pyright: ignore
         score_candidates(config, store, team=team)
-        seconds[name] = time.perf_counter() - start
+        seconds[name] = clock()
     return seconds
 
 
@@ -160,40 +174,45 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         team = Team(joined.accelerator, device, 0, 1)
         warm = torch.randn(64, 64, device=device)  # the device starts up outside of what is measured
         (warm @ warm).sum().item()
-        baseline = loop(store, metrics, device)
+        baseline, theirs = loop(store, metrics, device)
         cold = ours(store, metrics, team, arguments.batch, folder / "cache", precision)
         config = ScoringConfig(
             metrics=tuple(metrics), batch_size=arguments.batch, cache=str(folder / "cache"), precision=precision
         )  # pyright: ignore
-        start = time.perf_counter()
+        clock = Clock()
         scores = read_scores(score_candidates(config, store, team=team))
-        cached = time.perf_counter() - start
-    rows = {}
+        cached = clock()[0]
+    rows: dict[str, dict[str, float]] = {}
     for column, name in enumerate(metrics):
-        theirs = torch.cat(baseline[name][1])
-        mine = torch.cat([group[:, column] for group in scores.groups])
-        spread = float(theirs.std()) or 1.0
+        reference = torch.cat(theirs[name])
+        apart = float((torch.cat([group[:, column] for group in scores.groups]) - reference).abs().max())
         rows[name] = {
-            "loop_s": baseline[name][0],
-            "ours_s": cold[name],
-            "times_faster": baseline[name][0] / cold[name],
-            "largest_difference": float((mine - theirs).abs().max()),
-            "in_standard_deviations": float((mine - theirs).abs().max()) / spread,
+            **_faster(baseline[name], cold[name]),
+            "largest_difference": apart,
+            "in_standard_deviations": apart / (float(reference.std()) or 1.0),
         }
-    total = sum(seconds for seconds, _ in baseline.values()), sum(cold.values())
-    count = arguments.pictures * arguments.candidates
+    total = [tuple(map(sum, zip(*times.values(), strict=True))) for times in (baseline, cold)]
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "candidates": count,
+        "threads": arguments.threads,
+        "candidates": arguments.pictures * arguments.candidates,
         "side": arguments.side,
         "batch": arguments.batch,
         "precision": precision,
         "metrics": rows,
-        "loop_s": total[0],
-        "ours_s": total[1],
-        "times_faster": total[0] / total[1],
+        "all": _faster(total[0], total[1]),
         "cached_s": cached,
+    }
+
+
+def _faster(theirs: tuple[float, ...], mine: tuple[float, ...]) -> dict[str, float]:
+    return {
+        "loop_s": theirs[0],
+        "ours_s": mine[0],
+        "times_faster": theirs[0] / mine[0],
+        "loop_processor_s": theirs[1],
+        "ours_processor_s": mine[1],
+        "times_less_processor": theirs[1] / mine[1],
     }
 
 
@@ -218,13 +237,11 @@ def main() -> None:
         result = measure(arguments, Path(name))
     size, how = f"{result['candidates']} candidates of {result['side']} px", f"batch {result['batch']}, {result['precision']}"
     print(f"{size} on {result['device']}, {how}")
-    print(f"{'metric':14} {'loop s':>8} {'ours s':>8} {'faster':>7}  largest difference")
-    for name, row in result["metrics"].items():
-        print(
-            f"{name:14} {row['loop_s']:8.2f} {row['ours_s']:8.2f} {row['times_faster']:6.2f}x  "
-            f"{row['largest_difference']:.2e} ({row['in_standard_deviations']:.1e} standard deviations)"
-        )
-    print(f"{'all':14} {result['loop_s']:8.2f} {result['ours_s']:8.2f} {result['times_faster']:6.2f}x")
+    print(f"{'metric':14} {'loop s':>8} {'ours s':>8} {'faster':>7}   processor only  largest difference")
+    for name, row in [*result["metrics"].items(), ("all", result["all"])]:
+        apart = f"{row['largest_difference']:.1e} = {row['in_standard_deviations']:.0e} std" if name != "all" else ""
+        times = f"{row['loop_s']:8.2f} {row['ours_s']:8.2f} {row['times_faster']:6.2f}x"
+        print(f"{name:14} {times} {row['times_less_processor']:15.2f}x  {apart}")
     print(f"again, all cached: {result['cached_s']:.2f} s")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

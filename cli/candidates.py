@@ -82,7 +82,7 @@ def candidates(
         with Progress(1.0, quiet) as bar, ctrl_c_asks() as cancelled:
             watch = TerminalWatch(bar, stages, cancelled)
             result = run_candidates(
-                settings, folder, watch=watch, until=until, verify=verify, model_folders=LocalHost().all_model_dirs()
+                settings, folder, watch=watch, until=until, verify=verify, model_folders=LocalHost().training_dirs()
             )
     except KeyboardInterrupt:
         parts = ["alignsr", "candidates", str(config), *(p for item in sets or () for p in ("--set", item)), "--out", str(folder)]

@@ -1,6 +1,7 @@
 """What a choice of N out of M does to preference pairs, from one set of scored candidates; and what DP2O-SR found about it."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,33 +10,15 @@ from torch import Tensor
 
 from .checks import check_positive_int
 from .metrics import hybrid_reward
+from .metrics.published import published_papers
 from .metrics.ranking import score_ranges
 from .preferences import PairTable, pair_table, unusable
 
 SMALL, LARGE = 0.8e9, 12e9  # parameters of the two models of the paper
 RATIOS = (2, 4, 8, 16, 32, 64)
 FEWEST_PICKS = 4  # of a small model: with 1 the paper's ends below its start, with 2 far below the best
-START = 0.535  # reward of both models before training
-
-# Reward after 1000 steps, read off the official repository's figures, +-0.003: model -> M / N -> M -> reward (specification 4.4)
-PUBLISHED: dict[str, dict[int, dict[int, float]]] = {
-    "C-SD2 (0.8 B)": {
-        2: {2: 0.534, 4: 0.590, 8: 0.615, 16: 0.62, 32: 0.623, 64: 0.625},
-        4: {4: 0.490, 8: 0.596, 16: 0.616, 32: 0.636, 64: 0.630},
-        8: {8: 0.494, 16: 0.574, 32: 0.615, 64: 0.609},
-        16: {16: 0.469, 32: 0.561, 64: 0.598},
-        32: {32: 0.465, 64: 0.560},
-        64: {64: 0.464},
-    },
-    "C-FLUX (12 B)": {
-        2: {2: 0.563, 4: 0.573, 8: 0.60, 16: 0.596, 32: 0.60, 64: 0.603},
-        4: {4: 0.604, 8: 0.622, 16: 0.616, 32: 0.626, 64: 0.625},
-        8: {8: 0.629, 16: 0.642, 32: 0.626, 64: 0.643},
-        16: {16: 0.632, 32: 0.650, 64: 0.644},
-        32: {32: 0.634, 64: 0.652},
-        64: {64: 0.648},
-    },
-}  # fmt: skip
+MODELS = ("C-SD2", "C-FLUX")  # of SMALL and LARGE parameters
+_SETTING = re.compile(r"N:M = 1:(\d+), M = (\d+)")
 FINDINGS = (
     "Small model (0.8 B): best with M = 32, N = 8 (1:4). It collapses with few picks at any ratio: N = 1 always ends below its "
     "start, N = 2 far below the best; many picks of many candidates are stable.",
@@ -116,6 +99,29 @@ class Recommendation:
     picks: int
     parameters: float
     reason: str
+
+
+def published_grid(model: str) -> tuple[float, dict[int, dict[int, float]]]:
+    """What the paper's model reached with each (M, N).
+
+    Args:
+        model: one of MODELS.
+
+    Returns:
+        (reward before training, M / N -> M -> reward after 1000 steps), read off figures, +-0.003.
+
+    Source:
+        The official repository's figures; specification 4.4.
+    """
+    tables = published_papers()["DP2O-SR"]["tables"]
+    found = next(table for table in tables if table["metric"] == "reward" and f"curation, {model}" in table["values"])
+    start, grid = 0.0, dict[int, dict[int, float]]()
+    for method, value in zip(found["methods"], found["values"][f"curation, {model}"], strict=True):
+        if setting := _SETTING.fullmatch(method):
+            grid.setdefault(int(setting[1]), {})[int(setting[2])] = float(value)
+        else:
+            start = float(value)
+    return start, grid
 
 
 def counts_up_to(most: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .curation import FINDINGS, LARGE, PUBLISHED, RATIOS, SMALL, START, BestOf, Recommendation, Setting, counts_up_to
+from .curation import FINDINGS, LARGE, MODELS, RATIOS, SMALL, BestOf, Recommendation, Setting, counts_up_to, published_grid
 from .drawing import paste_rows
 from .pictures import table
 from .plots import panels
@@ -135,23 +135,20 @@ def published_picture(advice: Recommendation) -> Image.Image:
     """The paper's reward after training for every (M, N) and both models, with the recommended place marked where it is there."""
     counts = counts_up_to(64)
     header = ["reward after 1000 steps", *(f"M = {m}" for m in counts)]
-    rows: list[list[str]] = []
+    rows, start = list[list[str]](), 0.0
     marked: set[tuple[int, int]] = set()
-    for model, (grid, is_nearer) in zip(PUBLISHED, _grids(advice), strict=True):
+    nearer = MODELS[advice.parameters**2 >= SMALL * LARGE]
+    for model, size in zip(MODELS, (SMALL, LARGE), strict=True):
+        start, grid = published_grid(model)
+        is_nearer = model == nearer
         for ratio in RATIOS:
-            label = f"{model}, N:M = 1:{ratio}"
+            label = f"{model} ({size / 1e9:g} B), N:M = 1:{ratio}"
             rows.append([label, *("" if m not in grid[ratio] else f"{grid[ratio][m]:.3f}" for m in counts)])
             if is_nearer and advice.candidates in grid[ratio] and advice.candidates == ratio * advice.picks:
                 marked.add((len(rows) - 1, 1 + counts.index(advice.candidates)))
-    notes = [f"Before training: {START:.3f} for both. Read off figures, +-0.003; not measured here.", *FINDINGS]
+    notes = [f"Before training: {start:.3f} for both. Read off figures, +-0.003; not measured here.", *FINDINGS]
     notes.append(f"Recommended here: M = {advice.candidates}, N = {advice.picks}; {advice.reason}.")
     return table(header, rows, title="What DP2O-SR found", notes=notes, marked=marked, ruled=(len(RATIOS),))
-
-
-def _grids(advice: Recommendation) -> list[tuple[dict[int, dict[int, float]], bool]]:
-    """Each model's numbers, and whether it is the one nearer in size."""
-    is_small = advice.parameters**2 < SMALL * LARGE
-    return [(grid, is_small == (number == 0)) for number, grid in enumerate(PUBLISHED.values())]
 
 
 def _histogram(axes: Any, values: Tensor, label: str, color: str) -> None:

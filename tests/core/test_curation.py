@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from alignsr.core.curation import (
-    PUBLISHED,
-    START,
+    MODELS,
     best_of,
     counts_up_to,
     evaluation_rewards,
+    published_grid,
     recommend,
     settings_up_to,
     study,
@@ -38,7 +38,7 @@ def scores(groups: int = 6, candidates: int = 16) -> list[Tensor]:
 def test_settings_are_the_papers_grid() -> None:
     assert counts_up_to(64) == (2, 4, 8, 16, 32, 64)
     grid = {(m, n) for m, n in settings_up_to(64)}
-    assert grid == {(m, m // ratio) for model in PUBLISHED.values() for ratio, row in model.items() for m in row}
+    assert grid == {(m, m // ratio) for model in MODELS for ratio, row in published_grid(model)[1].items() for m in row}
     assert counts_up_to(2) == (2,)
 
 
@@ -121,13 +121,15 @@ def test_recommendation(parameters: float, most: int, expected: tuple[int, int])
 
 def test_recommendation_follows_the_published_grid() -> None:
     """Of the settings with as many candidates, the recommended one is at most 0.01 below the best."""
-    for model, parameters in (("C-SD2 (0.8 B)", 0.8e9), ("C-FLUX (12 B)", 12e9)):
+    for model, parameters in (("C-SD2", 0.8e9), ("C-FLUX", 12e9)):
         for most in (32, 64):
             advice = recommend(parameters, most)
-            ends = {ratio: row[most] for ratio, row in PUBLISHED[model].items() if most in row}
+            ends = {ratio: row[most] for ratio, row in published_grid(model)[1].items() if most in row}
             assert ends[most // advice.picks] >= max(ends.values()) - 0.01
-    single = [row[m] for m in (2, 4, 8, 16, 32, 64) for ratio, row in PUBLISHED["C-SD2 (0.8 B)"].items() if ratio == m]
-    assert max(single) < START, "N = 1 ends below the start of the small model"
+    start, grid = published_grid("C-SD2")
+    assert start == 0.535 and max(grid[m][m] for m in (2, 4, 8, 16, 32, 64)) < start, (
+        "N = 1 ends below the start of the small model"
+    )
 
 
 def test_recommendations_for_nothing_are_refused() -> None:

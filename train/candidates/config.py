@@ -27,10 +27,15 @@ class CandidateModelConfig:
     """The model that is sampled: the reference of the later training."""
 
     backbone: Literal["pixel", "flux1", "stable_diffusion"] = "pixel"
-    # pixel: a bundled name or weight file; others: a diffusers folder, or its name in a model folder; "tiny": for tests
+    # pixel: a bundled name or weight file; others: a diffusers folder, or its name in a model folder; empty: single files in the
+    # model folders; "tiny": an untrained miniature
     source: str = "pixel-flow-x4"
-    control: str = ""  # control branch of flux1 and stable_diffusion: a folder or weight file
-    options: dict[str, Any] = field(default_factory=empty_table)  # of source "tiny": changes to the miniature
+    version: str = ""  # of stable_diffusion: sd2, sd15, sdxl; empty: what the weights say
+    network: str = ""  # weight file of transformer or UNet in place of the published one
+    autoencoder: str = ""  # the same for the autoencoder
+    control: str = ""  # control branch: a folder or weight file; "auto": the released one; "tiny"; empty: none
+    text: str = ""  # text encoders: a diffusers folder; empty: the published one; "tiny"; "none": no text, zeros
+    options: dict[str, Any] = field(default_factory=empty_table)  # of a tiny pixel model: changes to it
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     scale: int = 4
 

@@ -1,4 +1,4 @@
-"""The model that pipeline A samples, from a config."""
+"""The model that pipeline A samples, and what it is told, from a config."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,60 +7,134 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.records import Conditioning
 from .config import CandidatesConfig
 from .sources import Group
 
-TINY = "tiny"
+TINY, NO_TEXT = "tiny", "none"
 TINY_PIXEL: dict[str, Any] = {
     "patch_px": 4, "width": 8, "heads": 2, "layers": 1, "mlp_ratio": 1.0, "conditioning_dim": 4, "start_sigma": 0.8
 }  # fmt: skip
+KEYS = ("diffusers", "diffusion_models", "checkpoints", "vae", "controlnet")
+PROMPTS = "prompts"  # encoded ones, inside the run folder: training needs no text encoder for them
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Tell = Callable[[str], Conditioning | None]
 
 
 def open_model(
-    config: CandidatesConfig, device: torch.device, folders: Sequence[str | Path] = ()
+    config: CandidatesConfig, folder: Path, device: torch.device, folders: Sequence[str | Path] = ()
 ) -> tuple[Callable[[Group, Sequence[int]], tuple[Tensor, Tensor]], dict[str, Any]]:
     """What draws candidates with the config's model, and facts about that.
+
+    Args:
+        config: the whole config.
+        folder: run folder; encoded prompts are kept there.
+        device: where the model works.
+        folders: where models are looked for.
 
     Raises:
         MissingModelError, WeightsError: the model is missing or does not fit.
     """
-    from ...core.restore import move
     from ...core.sampling import restore_multi_step
 
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    backbone: Any = move(_backbone(config, folders), device, dtypes[config.model.precision])
+    backbone, tell = _open(config, folder, device, folders)
     sampling = config.sampling
+    negative = tell(sampling.negative_prompt)
 
     def draw(group: Group, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        lq = group.lq[None].float() / 255
         restored = restore_multi_step(
             backbone,
-            lq.to(device),
+            group.lq[None].to(device).float() / 255,
             scale=config.model.scale,
             steps=sampling.steps,
             sampler=sampling.sampler,
             seeds=list(seeds),
             guidance=None if sampling.guidance < 0 else sampling.guidance,
+            control_scale=sampling.control_scale if config.model.control else None,
             color_fix=sampling.color_fix,
+            conditioning=tell(group.prompt),
+            negative=negative,
             batch_size=len(seeds),
         )
         assert restored.z is not None
         return restored.sr, restored.z
 
-    return draw, {"name": backbone.spec.name, "parameters": backbone.spec.parameters, "licence": backbone.spec.licence}
+    spec = backbone.spec
+    return draw, {"name": spec.name, "parameters": spec.parameters, "licence": spec.licence}
 
 
-def _backbone(config: CandidatesConfig, folders: Sequence[str | Path]) -> Any:
-    from ...core.backbones import load_backbone
-    from ...core.backbones.pixel import PixelBackbone
+def _open(config: CandidatesConfig, folder: Path, device: torch.device, folders: Sequence[str | Path]) -> tuple[Any, Tell]:
+    from ...core.restore import move
 
     model = config.model
-    if model.backbone == "pixel" and model.source == TINY:
-        backbone = PixelBackbone({**TINY_PIXEL, **model.options}, "tiny pixel")
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in backbone.network.parameters():
-                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-        backbone.network.eval().requires_grad_(False)
-        return backbone
-    return load_backbone(model.source, folders)
+    if model.backbone == "pixel":
+        backbone: Any = tiny_pixel(model.options) if model.source == TINY else _load_pixel(model.source, folders)
+        return move(backbone, device, _DTYPES[model.precision]), lambda _: None
+    from ...core.backbones import open_multi_step
+
+    facts: dict[str, Any] = {"version": model.version} if model.version else {}
+    backbone = open_multi_step(
+        model.backbone,
+        model.source if model.source == TINY else (_existing(model.source, folders) if model.source else None),
+        folders=dict.fromkeys(KEYS, tuple(folders)),
+        network=model.network or None,
+        autoencoder=model.autoencoder or None,
+        control=model.control or None,
+        precision=model.precision,
+        device=device,
+        **facts,
+    )
+    return backbone, _teller(config, folder, backbone, device, folders)
+
+
+def _teller(config: CandidatesConfig, folder: Path, backbone: Any, device: torch.device, folders: Sequence[str | Path]) -> Tell:
+    """A prompt's embeddings, encoded once and kept in the run folder."""
+    model = config.model
+    if model.text == NO_TEXT:
+        return lambda _: None
+    from ...core.conditioning import PromptEncoder, PromptStore, load_prompt_models
+    from ...core.conditioning.tiny import tiny_prompt_models
+
+    style = getattr(backbone, "version", "") or model.backbone
+    dtype = _DTYPES[model.precision] if device.type != "cpu" else torch.float32
+
+    def load() -> Any:
+        if model.text == TINY:
+            return tiny_prompt_models(style, backbone.conditioning_dim, getattr(backbone, "pooled_dim", 0) or 16)
+        return load_prompt_models(style, model.text or None, folders, dtype, device)
+
+    encoder = PromptEncoder(load, style, device, store=PromptStore(folder / PROMPTS))
+
+    def tell(text: str) -> Conditioning:
+        return encoder.encode([text]).to(device)
+
+    return tell
+
+
+def tiny_pixel(options: dict[str, Any]) -> Any:
+    """An untrained pixel model of a few thousand weights, none of them zero."""
+    from ...core.backbones.pixel import PixelBackbone
+
+    backbone = PixelBackbone({**TINY_PIXEL, **options}, "tiny pixel")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in backbone.network.parameters():
+            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    backbone.network.eval().requires_grad_(False)
+    return backbone
+
+
+def _load_pixel(source: str, folders: Sequence[str | Path]) -> Any:
+    from ...core.backbones import load_backbone
+    from ...core.diffusion import MultiStepBackbone
+    from ..config import ConfigError
+
+    backbone = load_backbone(source, folders)
+    if not isinstance(backbone, MultiStepBackbone):
+        raise ConfigError(f"model.source: expected a model that is sampled from noise, got {source}; choose pixel-flow-x4")
+    return backbone
+
+
+def _existing(name: str, folders: Sequence[str | Path]) -> Path:
+    places = [Path(name).expanduser(), *(Path(folder).expanduser() / name for folder in folders)]
+    return next((place for place in places if place.exists()), places[0])

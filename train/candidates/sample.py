@@ -124,7 +124,7 @@ def _maker(
         return lambda group: read_candidates(made, group, most)
     found = draw
     if found is None:
-        found, facts = open_model(config, team.device, model_folders)
+        found, facts = open_model(config, folder, team.device, model_folders)
         if team.is_main:
             text = json.dumps(facts, indent=1) + "\n"
             write_atomic(folder / MODEL, lambda part: part.write_text(text, encoding="utf-8"))

@@ -12,13 +12,13 @@ from PIL import Image
 
 from ...core.curation import (
     FINDINGS,
-    PUBLISHED,
-    START,
+    MODELS,
     BestOf,
     Recommendation,
     Setting,
     best_of,
     evaluation_rewards,
+    published_grid,
     recommend,
     study,
 )
@@ -74,7 +74,10 @@ class Study:
             "settings": rows,
             "best_of": asdict(self.best),
             "recommendation": asdict(self.advice),
-            "published": {"start": START, "after_1000_steps": PUBLISHED, "findings": list(FINDINGS)},
+            "published": {
+                **{model: dict(zip(("start", "after_1000_steps"), published_grid(model), strict=True)) for model in MODELS},
+                "findings": list(FINDINGS),
+            },
         }
 
     def to_text(self) -> str:

@@ -24,7 +24,7 @@ def test_one_call_writes_table_pictures_and_recommendation(folder):
     assert {(s["candidates"], s["picks"]) for s in record["settings"]} == {(2, 1), (4, 2), (4, 1), (8, 4), (8, 2), (8, 1)}
     assert record["groups"] == 4 and record["recommendation"]["picks"] == 1
     assert record["best_of"]["counts"] == [1, 2, 4, 8]
-    assert record["published"]["after_1000_steps"]["C-SD2 (0.8 B)"]["4"]["32"] == 0.636
+    assert record["published"]["C-SD2"]["after_1000_steps"]["4"]["32"] == 0.636
     rows = list(csv.DictReader((target / "study.csv").read_text().splitlines()))
     assert [row["N:M"] for row in rows] == ["1:2", "1:2", "1:4", "1:2", "1:4", "1:8"]
     for name in ("study", "published"):
