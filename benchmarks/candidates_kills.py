@@ -2,9 +2,9 @@
 
 python benchmarks/candidates_kills.py [--kills 10] [--pictures 6] [--seed 0] [--config NAME] [--set key=value ...] [--json FILE]
 
-Every start is a process of its own, as after a crash: interpreter, model, folder. Kills fall anywhere between the first and the
-last write of what is still to be done. All files but the score cache, whose files depend on where a run stopped,
-are compared byte for byte with those of an uninterrupted run.
+Every start is a process of its own, as after a crash: interpreter, model, folder. Kills are spread at random over the files that
+a run writes, half-written ones included. All files but the score cache, whose files depend on where a run stopped, are compared
+byte for byte with those of an uninterrupted run.
 """
 
 import argparse
@@ -49,51 +49,39 @@ def writes_of(folder: Path) -> int:
     return sum(path.is_file() for path in folder.rglob("*")) if folder.is_dir() else 0
 
 
-def wait_for_work(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """Return when the process has changed something, or has ended."""
-    before = writes_of(folder)
-    while process.poll() is None and writes_of(folder) == before:
-        time.sleep(0.01)
+def wait_for_files(process: subprocess.Popen[bytes], folder: Path, count: int) -> None:
+    """Return when so many files are there, half-written ones included, or the process has ended."""
+    while process.poll() is None and writes_of(folder) < count:
+        time.sleep(0.002)
 
 
 def run(arguments: argparse.Namespace, root: Path) -> dict[str, object]:
     data, whole, killed = root / "data", root / "whole", root / "killed"
     write_pictures(data, arguments.pictures)
-    process = start(arguments, data, whole)
-    wait_for_work(process, whole)
-    working = time.monotonic()
-    if process.wait() != 0:
+    if start(arguments, data, whole).wait() != 0:
         raise RuntimeError("expected the uninterrupted run to end well, it did not; see above")
-    length = time.monotonic() - working
-    rng, moments, starts = random.Random(arguments.seed), [], 0
+    total, rng, moments, starts = writes_of(whole), random.Random(arguments.seed), [], 0
     while len(moments) < arguments.kills:
+        # the kills to come share what is left; one that would come too late is followed by a start with half of it taken away
+        there, left = writes_of(killed), arguments.kills - len(moments)
+        target = there + 1 + int(rng.random() * 2 * max(total - there, 0) / (left + 1))
         process = start(arguments, data, killed)
         starts += 1
-        wait_for_work(process, killed)
-        # what is left gets shorter with every start; a run that ends before its kill is followed by one in an emptied folder
-        delay = rng.random() * length / (1 + len(moments) / 3)
-        try:
-            process.wait(delay)
-        except subprocess.TimeoutExpired:
+        wait_for_files(process, killed, min(target, total))
+        time.sleep(rng.random() * 0.05)
+        if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             process.wait()
-            moments.append({"after_s": round(delay, 3), "files": writes_of(killed)})
-            print(f"kill {len(moments)}: {delay:.2f} s after the first write, {moments[-1]['files']} files there", flush=True)
+            moments.append({"files_before": there, "files": writes_of(killed), "of": total})
+            print(f"kill {len(moments)}: {there} -> {writes_of(killed)} of {total} files", flush=True)
         else:
-            for path in sorted((killed / "candidates").glob("*"))[::2]:
+            for path in sorted(path for path in killed.rglob("*") if path.is_file())[1::2]:
                 path.unlink()
-    process = start(arguments, data, killed)
-    if process.wait() != 0:
+    if start(arguments, data, killed).wait() != 0:
         raise RuntimeError("expected the resumed run to end well, it did not; see above")
     ours, theirs = files_of(killed), files_of(whole)
     differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    return {
-        "kills": moments,
-        "starts": starts + 1,
-        "uninterrupted_s": round(length, 2),
-        "files": len(theirs),
-        "differing": differing,
-    }
+    return {"kills": moments, "starts": starts + 1, "files": len(theirs), "differing": differing}
 
 
 def main() -> None:

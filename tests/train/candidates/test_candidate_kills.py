@@ -1,0 +1,62 @@
+"""Pipeline A killed at random moments and run again: the same files as without, byte for byte. Two processes: likewise."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from candidates_helpers import contents, pictures, run, small
+
+KILLS = 4
+
+
+def in_child(work) -> int:
+    """A forked process that does the work; torch is imported already, so that it starts at once."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:  # noqa: BLE001  # a child must not go on with the parent's tests
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+
+def wait(pid: int) -> int:
+    """Its exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def written(folder) -> int:
+    """Files in the run folder, half-written ones included."""
+    return sum(path.is_file() for path in folder.rglob("*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("kind", ["shards", "folder"])
+def test_killed_at_random_moments_it_ends_with_the_same_files(kind, tmp_path):
+    config, folder = small(pictures(tmp_path / "gt", 6), store__kind=kind), tmp_path / "killed"
+    assert wait(in_child(lambda: run(config, tmp_path / "whole"))) == 0
+    total, rng, places = written(tmp_path / "whole"), random.Random(f"kills:{kind}"), []
+    while len(places) < KILLS:
+        target = written(folder) + 1 + int(rng.random() * 2 * (total - written(folder)) / (KILLS - len(places) + 1))
+        pid, code = in_child(lambda: run(config, folder)), None
+        while written(folder) < min(target, total) and code is None:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            code = os.waitstatus_to_exitcode(status) if done else None
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.01)
+        if code is None:
+            os.kill(pid, signal.SIGKILL)
+            code = wait(pid)
+        if code == -signal.SIGKILL:
+            places.append(written(folder))
+        else:  # it ended before: take half of it away
+            assert code == 0
+            for path in sorted(path for path in folder.rglob("*") if path.is_file())[1::2]:
+                path.unlink()
+    assert len(set(places)) > 2 and min(places) < total / 2, places
+    assert wait(in_child(lambda: run(config, folder))) == 0
+    assert contents(folder) == contents(tmp_path / "whole")
+    assert not list((folder / "candidates").glob(".*")), "half-written files are swept"
