@@ -1,12 +1,20 @@
 """The published configs of pipeline A: the numbers of the paper, and a run of every tiny twin."""
 
+import itertools
+import re
+import shlex
+
 import pytest
+import torch
 from candidates_helpers import pictures
 
 from alignsr.core.metrics import REWARD_METRICS
-from alignsr.train.candidates import load_candidates_config, run_candidates
+from alignsr.core.weights import MissingModelError
+from alignsr.train.candidates import CandidateStore, load_candidates_config, run_candidates
 from alignsr.train.config import ConfigError, published
 from alignsr.train.recipes import load_config
+from alignsr.train.sources import DataError
+from paths import ROOT
 
 NAMES = published("candidates")
 TINY = [name for name in NAMES if name.startswith("tiny-")]
@@ -50,3 +58,42 @@ def test_numbers_of_the_paper(name):
     assert config.scoring.metrics == REWARD_METRICS and not config.reward.weights
     assert config.reward.normalization == "group" and sampling.color_fix == "adain" and sampling.latents != "none"
     assert (config.data.gt_patch_px, config.data.degradation, config.model.scale) == (512, "dp2o", 4)
+
+
+def test_prompts_are_told_and_kept_encoded_in_the_run_folder(tmp_path):
+    """Each picture's own text, and the negative prompt, through miniature text encoders."""
+    data, tags = pictures(tmp_path / "gt", 2), tmp_path / "tags"
+    tags.mkdir()
+    for index, text in enumerate(("a cat, outdoor", "a red house")):
+        (tags / f"picture_{index}.txt").write_text(text)
+    sets = [f'data.folders=["{data.as_posix()}"]', f'data.prompts="{tags.as_posix()}"']
+    name = "tiny-dp2o-candidates-sd2"
+    run_candidates(load_candidates_config(name, sets), tmp_path / "told", until="sample")
+    kept = sorted((tmp_path / "told" / "prompts").iterdir())
+    assert len(kept) == 3 and all(path.name.startswith("sd2-") for path in kept)
+    store = CandidateStore(tmp_path / "told")
+    assert [store.read(store.entry(i), "txt").decode() for i in range(2)] == ["a cat, outdoor", "a red house"]
+    run_candidates(load_candidates_config(name, sets[:1]), tmp_path / "untold", until="sample")
+    other = CandidateStore(tmp_path / "untold")
+    assert not torch.equal(store.latents(store.entry(0), 0), other.latents(other.entry(0), 0))
+    (tags / "picture_1.txt").unlink()
+    with pytest.raises(DataError, match=r"data\.prompts: expected a text file .*picture_1\.txt for .*picture_1\.png, got none"):
+        run_candidates(load_candidates_config(name, sets), tmp_path / "lost", until="sample")
+
+
+COMMANDS = re.findall(r"^(?:torchrun .* -m )?alignsr candidates (.*?)(?: +#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_readme_read(command):
+    name, *rest = shlex.split(command)
+    assert load_candidates_config(name, [value for flag, value in itertools.pairwise(rest) if flag == "--set"]).name == name
+
+
+def test_missing_models_and_models_of_another_kind_are_told(tmp_path):
+    data = pictures(tmp_path / "gt", 1)
+    sets = [f'data.folders=["{data.as_posix()}"]', "data.gt_patch_px=32"]
+    with pytest.raises(MissingModelError, match=r"transformer.*flux1-dev"):
+        run_candidates(load_candidates_config("dp2o-candidates-flux", sets), tmp_path / "flux")
+    with pytest.raises(ConfigError, match=r"model\.source: expected a model that is sampled from noise, got lite-x4"):
+        run_candidates(load_candidates_config("dp2o-candidates-pixel", [*sets, "model.source=lite-x4"]), tmp_path / "lite")
