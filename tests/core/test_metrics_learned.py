@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from alignsr.core.metrics import (
     score_many,
 )
 from alignsr.core.metrics.adapter import build_network, center_crop_to_multiple
+from alignsr.core.metrics.offline import no_downloads
 from reference.formula import S, U
 
 LEARNED = [name for name, spec in METRICS.items() if spec.weights]
@@ -300,9 +302,19 @@ def test_weight_files_are_those_that_pyiqa_asks_for() -> None:
             if file.folder == "hub":
                 assert file.source in hubs or f"'{file.source}'" in source, file
             else:
-                assert file.names[0] in source or file.source in urls, file
+                assert unquote(file.names[0]) in source or file.source in urls, file
             if file.sha256:
                 assert file.source in source, file
+
+
+def test_a_file_under_the_name_of_the_table_is_found_by_pyiqa(cache: Path) -> None:
+    """Also where its address has escapes: pyiqa takes the name from the address as it is."""
+    download = import_third_party("pyiqa.utils.download_util")
+    for name in LEARNED:
+        for file in (file for file in METRICS[name].weights if file.folder == "pyiqa"):
+            (cache / "pyiqa" / file.names[0]).touch()
+            with no_downloads(name):
+                assert Path(download.load_file_from_url(file.source)) == cache / "pyiqa" / file.names[0]
 
 
 def test_frechet_distance_by_hand() -> None:
