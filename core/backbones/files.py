@@ -81,7 +81,7 @@ def find_components(
         MissingModelError: one message that names every missing part, the folders searched and where to get it.
     """
     found: dict[str, Path] = {}
-    missing: list[str] = []
+    missing: list[tuple[str, str, str]] = []  # the part, where it was looked for, where to get it
     for part in components:
         places = [Path(folder).expanduser() for folder in folders.get(part.folder, ())]
         wanted = (chosen or {}).get(part.name)
@@ -93,12 +93,20 @@ def find_components(
             found[part.name] = path
         else:
             searched = ", ".join(map(str, places)) or f"no folder (none is known for {part.folder})"
-            missing.append(f"{part.name}: no {' or '.join(names)} in {searched}; get it from {part.source}")
+            missing.append((f"{part.name}: no {' or '.join(names)}", searched, part.source))
     if missing:
         raise MissingModelError(
-            f"model files: expected {len(found) + len(missing)} parts, {len(missing)} are missing. " + ". ".join(missing)
+            f"model files: expected {len(found) + len(missing)} parts, {len(missing)} are missing. {_told(missing)}"
         )
     return found
+
+
+def _told(missing: Sequence[tuple[str, str, str]]) -> str:
+    """One sentence per missing part; folders that all parts share are named once."""
+    shared = {searched for _, searched, _ in missing}
+    if len(missing) > 1 and len(shared) == 1:
+        return ". ".join(f"{what}; get it from {source}" for what, _, source in missing) + f". Searched: {shared.pop()}"
+    return ". ".join(f"{what} in {searched}; get it from {source}" for what, searched, source in missing)
 
 
 def _locate(name: str, places: Iterable[Path]) -> Path | None:

@@ -21,8 +21,8 @@ COMMON = {
     "run.preview_every": 0,
     "run.export_every": 0,
     "run.validate_every": 0,
-    "optimizer.learning_rate": 1e-3,
-    "discriminator.optimizer.learning_rate": 1e-3,
+    "optimizer.learning_rate": 1e-4,  # where a gradient is next to nothing, rounding decides the direction of Adam
+    "discriminator.optimizer.learning_rate": 1e-4,
 }
 CASES = {  # the relativistic means, the batch statistics and the draws of stochastic depth cover both processes
     "tiny-aesop-rrdb-128": {"losses.adversarial.average": '"global"'},
@@ -53,14 +53,15 @@ def test_two_processes_equal_one_with_a_doubled_batch(name, tmp_path):
     for ours, theirs in zip(one.logs, map(json.loads, lines), strict=True):
         for key in ours:
             if key != "seconds":
-                assert theirs[key] == pytest.approx(ours[key], rel=2e-3), f"step {ours['step']}: {key}"
-    # Adam divides by the gradient's size, so rounding moves a parameter by at most a share of the three steps of 1e-3
+                rel = 1e-4 if ours["step"] == 1 else 2e-3
+                assert theirs[key] == pytest.approx(ours[key], rel=rel), f"step {ours['step']}: {key}"
+    # Adam divides by the gradient's size, so rounding moves a parameter by at most a share of the three steps of 1e-4
     a, b = (load_state_dict(checkpoints(tmp_path / folder)[-1]) for folder in ("one", "two"))
     assert a.keys() == b.keys()
     for key in (key for key in a if key.startswith(("modules/", "averages/"))):
         difference = (a[key].double() - b[key].double()).abs()
-        assert float(difference.mean()) < 1e-5, key
-        assert float(difference.max()) < 1e-3, key
+        assert float(difference.mean()) < 1e-6, key
+        assert float(difference.max()) < 1e-4, key
 
 
 def test_processes_that_would_train_alone_are_an_error(monkeypatch):
