@@ -107,6 +107,12 @@ def evaluate(
         Path | None,
         typer.Option("--picture", metavar="PNG", help="Draw the methods in the perception-distortion plane.", show_default=False),
     ] = None,
+    spectra: Annotated[
+        Path | None,
+        typer.Option(
+            "--spectra", metavar="PNG", help="Draw mean spectra of --sr beside --gt; their distances by band.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Score folders of results, or models, against ground truth.
 
@@ -122,9 +128,10 @@ def evaluate(
 
     factor = whole_number(scale, "--scale")
     choice = choose(metrics) if metrics else preset(published) if published else choose(DEFAULT_METRICS)
-    check_reports(json_file, csv, markdown, picture)
+    check_reports(json_file, csv, markdown, picture, spectra)
     dataset = find_set(published) if published else ""
     _check_picture(picture, gt)
+    _check_spectra(spectra, gt, model)
     methods = _methods(gt, sr or [], model or [], lq)
     where = choose_device(device)
     options: dict[str, Any] = {
@@ -149,7 +156,31 @@ def evaluate(
         raise KeyboardInterrupt
     if picture is not None:
         _draw(comparison, picture)
+    if spectra is not None:
+        _draw_spectra(methods, spectra, quiet, is_err=str(json_file) == "-")
     _demand(comparison, choice.named)
+
+
+def _check_spectra(spectra: Path | None, gt: Path | None, model: list[str] | None) -> None:
+    if spectra is None:
+        return
+    if spectra.suffix.lower() != ".png":
+        raise ValueError(f"--spectra: expected the name of a PNG file, got {spectra}; end it in .png")
+    if gt is None or model:
+        raise ValueError("--spectra: expected folders, --sr with --gt; save the models' results with `alignsr upscale` first")
+
+
+def _draw_spectra(methods: list[Method], path: Path, quiet: bool, is_err: bool) -> None:
+    """Look at the pictures once more; Ctrl-C ends without a file."""
+    from ..core.spectral_view import compare_spectra
+    from ..core.weights import write_atomic
+
+    with Progress(sum(len(method.pairs) for method in methods), quiet) as bar:
+        seen = compare_spectra({method.name: method.pairs for method in methods}, progress=lambda n, name: bar.update(n, name))
+    image = seen.picture()
+    write_atomic(path, lambda part: image.save(part, format="PNG"))
+    if not quiet:
+        typer.echo("\n" + seen.to_text(), nl=False, err=is_err)
 
 
 def _check_picture(picture: Path | None, gt: Path | None) -> None:

@@ -156,6 +156,7 @@ def spectra(
     marks: Mapping[str, float] | None = None,
     reference: str = "reference",
     title: str = "",
+    has_difference: bool = False,
 ) -> Image.Image:
     """Radial power spectra over spatial frequency, with lines where a grid of 8 or 16 pixels would put energy.
 
@@ -166,13 +167,18 @@ def spectra(
         marks: label -> frequency in cycles per pixel of further lines.
         reference: label of the curve drawn in black.
         title: above the picture.
+        has_difference: a second panel below with each curve less that of the reference, which must be there.
 
     Returns:
-        900x540 RGB picture.
+        900x540 RGB picture, 900x760 with the second panel.
     """
     if not series:
         raise ValueError("series: expected at least one spectrum, got none; connect an image")
-    figure, axes = _figure(9, 5.4)
+    figure, axes = _figure(9, 7.6 if has_difference else 5.4)
+    below: Any = None
+    if has_difference:
+        figure.clear()
+        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     top = max(x for points in series.values() for x, _ in points)
     for index, (name, points) in enumerate(series.items()):
         apart = (distances or {}).get(name)
@@ -181,6 +187,10 @@ def spectra(
             {"color": "black", "linewidth": 2.2} if name == reference else {"color": f"C{index}", "linewidth": 1.5}
         )
         axes.plot([x for x, _ in points], [y for _, y in points], label=label, **style)
+        if below is not None:
+            ground = dict(series[reference])
+            apart_by = [(x, y - ground[x]) for x, y in points if x in ground]
+            below.plot([x for x, _ in apart_by], [y for _, y in apart_by], **style)
     seen: set[float] = set()
     for index, period in enumerate(sorted(grid_px)):
         places = [k / period for k in range(1, period) if k / period <= top + 1e-9 and k / period not in seen]
@@ -188,10 +198,15 @@ def spectra(
         look: dict[str, Any] = {"color": "0.55", "linestyle": "--"} if index == 0 else {"color": "0.75", "linestyle": ":"}
         for number, place in enumerate(places):
             label = f"{period} px grid and harmonics" if number == 0 else None
-            axes.axvline(place, linewidth=0.9, label=label, zorder=0, **look)
+            for panel in (axes,) if below is None else (axes, below):
+                panel.axvline(place, linewidth=0.9, label=label, zorder=0, **look)
     for label, place in (marks or {}).items():
         axes.axvline(place, linewidth=1.1, label=label, zorder=0, color="0.4", linestyle="-.")
-    axes.set_xlabel("spatial frequency (cycles per pixel)")
+    lowest = axes if below is None else below
+    lowest.set_xlabel("spatial frequency (cycles per pixel)")
+    if below is not None:
+        below.set_ylabel(f"less {reference} (dB)")
+        below.grid(alpha=0.25)
     axes.set_ylabel("power (dB)")
     axes.set_title(title)
     axes.set_xlim(0, top)

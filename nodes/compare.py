@@ -7,15 +7,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.checks import check_same_shape
-from ..core.images import bchw_to_bhwc, quantize_8bit
-from ..core.pictures import difference, side_by_side, spectra
+from ..core.images import bchw_to_bhwc
+from ..core.pictures import difference, side_by_side
 from ..core.resize import bicubic
-from ..core.spectral import log_spectral_distance, periodic_energy_score, radial_spectrum
+from ..core.spectral_view import GRID_SIDE_PX, LEAST_SIDE_PX, REFERENCE, SpectralComparison
 from .common import match_batch, take, to_image
 from .host import get_host
-
-SPECTRUM_SIDE_PX = 4
-GRID_SCORE_SIDE_PX = 64  # smaller pictures are too short for a grid of 16 px to show
 
 
 def _centres(text: str, width: int, height: int) -> list[tuple[int, int]]:
@@ -133,12 +130,12 @@ class Compare:
         return to_image(sheets), to_image(heats), bchw_to_bhwc(torch.cat(results)), names
 
 
-def _like(sr: Tensor, image: Tensor, name: str) -> Tensor:
-    """Another picture of the same scenes as RGB, of the result's size."""
+def _like(sr: Tensor, image: Tensor, name: str, first: str = "result") -> Tensor:
+    """Another picture of the same scenes as RGB, of the first one's size."""
     other = match_batch(take(image, name).rgb, sr.shape[0], name)
     if other.shape != sr.shape:
         sizes = "x".join(map(str, sr.shape[:1:-1])), "x".join(map(str, other.shape[:1:-1]))
-        raise ValueError(f"{name}: expected the size of the result {sizes[0]}, got {sizes[1]}; check scale and cropping")
+        raise ValueError(f"{name}: expected the size of the {first} {sizes[0]}, got {sizes[1]}; check scale and cropping")
     return other
 
 
@@ -161,14 +158,18 @@ class Spectrum:
 
     CATEGORY = "AlignSR/evaluation"
     DESCRIPTION = (
-        "Draws the energy of pictures by spatial frequency against their reference, and measures how far apart the spectra are."
+        "Draws the energy of pictures by spatial frequency against their reference, for up to five methods, and measures how far "
+        "apart the spectra are, overall and by band."
     )
     FUNCTION = "analyse"
-    RETURN_TYPES = ("IMAGE", "FLOAT")
-    RETURN_NAMES = ("spectrum", "log_spectral_distance")
+    RETURN_TYPES = ("IMAGE", "FLOAT", "STRING", "IMAGE")
+    RETURN_NAMES = ("spectrum", "log_spectral_distance", "table", "table_image")
     OUTPUT_TOOLTIPS = (
         "The curves as a picture, averaged over the batch; the legend has each distance to the reference.",
-        "Root mean square difference of the log spectra in dB, averaged over the batch; 0 for equal spectra, lower is better.",
+        "Root mean square difference of the log spectra in dB, averaged over the batch; 0 for equal spectra, lower is better. "
+        "Of image, the first method.",
+        "Every method's distance, energy by band less the reference's, and grid score; connect Preview as Text to see it.",
+        "The table as a picture; the least distance and the energies nearest the reference's are marked.",
     )
 
     @classmethod
@@ -181,33 +182,63 @@ class Spectrum:
             "optional": {
                 "input": (
                     "IMAGE",
-                    {"tooltip": "What they were made from; enlarged by bicubic interpolation and drawn as a third curve."},
+                    {"tooltip": "What they were made from; enlarged by bicubic interpolation and drawn as a further curve."},
                 ),
+                "labels": (
+                    "STRING",
+                    {
+                        "default": TITLES[1],
+                        "tooltip": "Names of the methods, separated by commas or one per line, as Compare's titles has them.",
+                    },
+                ),
+                **{
+                    name.replace("result", "image"): ("IMAGE", {"tooltip": f"Result of a {nth} method, beside the first."})
+                    for name, nth in MORE.items()
+                },
             },
         }
 
-    def analyse(self, image: Tensor, reference: Tensor, input: Tensor | None = None) -> tuple[Tensor, float]:
+    def analyse(
+        self,
+        image: Tensor,
+        reference: Tensor,
+        input: Tensor | None = None,
+        labels: str = TITLES[1],
+        image_2: Tensor | None = None,
+        image_3: Tensor | None = None,
+        image_4: Tensor | None = None,
+        image_5: Tensor | None = None,
+    ) -> tuple[Tensor, float, str, Tensor]:
         sr = take(image, "image").rgb
         gt = match_batch(take(reference, "reference").rgb, sr.shape[0], "reference")
         check_same_shape(gt, sr, "reference", "image")
-        shown = {"restored": sr}
+        if min(sr.shape[-2:]) < LEAST_SIDE_PX:
+            size = "x".join(map(str, sr.shape[:1:-1]))
+            raise ValueError(f"image: expected sides of at least {LEAST_SIDE_PX} px, got {size}; use a larger picture")
+        others = {"image_2": image_2, "image_3": image_3, "image_4": image_4, "image_5": image_5}
+        results = [sr, *(_like(sr, other, name, "image") for name, other in others.items() if other is not None)]
+        shown = dict(zip(_names(labels, len(results)), results, strict=True))
         if input is not None:
             before = match_batch(take(input, "input").rgb, sr.shape[0], "input")
-            shown["input (bicubic)"] = bicubic(before, (sr.shape[-2], sr.shape[-1])).clamp(0, 1)
-        if min(sr.shape[-2:]) < SPECTRUM_SIDE_PX:
-            size = "x".join(map(str, sr.shape[:1:-1]))
-            raise ValueError(f"image: expected sides of at least {SPECTRUM_SIDE_PX} px, got {size}; use a larger picture")
-        get_host().check_interrupt()
-        # on 8-bit pictures, as they are saved: the number that IQA Reward gives
-        levels = quantize_8bit(gt)
-        distances = {name: float(log_spectral_distance(quantize_8bit(pixels), levels).mean()) for name, pixels in shown.items()}
-        side = min(sr.shape[-2:])
-        curves = {
-            name: [((r + 1) / side, power) for r, power in enumerate(radial_spectrum(pixels).mean(0).tolist())]
-            for name, pixels in {"reference": gt, **shown}.items()
-        }
+            shown[TITLES[0]] = bicubic(before, (sr.shape[-2], sr.shape[-1])).clamp(0, 1)
+        seen, bar = SpectralComparison(), get_host().progress(len(shown), "spectra")
+        for number, (name, pixels) in enumerate(shown.items(), start=1):
+            seen.add(name, pixels, gt)
+            bar.update(number)
+        found = seen.methods
+        first = next(iter(shown))
         title = "Radial power spectra"
-        if side >= GRID_SCORE_SIDE_PX:
-            scores = (float(periodic_energy_score(pixels).max()) for pixels in (sr, gt))
-            title += "; grid score {:.2f}, reference {:.2f}".format(*scores)
-        return to_image([spectra(curves, distances=distances, title=title)]), distances["restored"]
+        if len(results) == 1 and min(sr.shape[-2:]) >= GRID_SIDE_PX:
+            title += f"; grid score {found[first].grid:.2f}, reference {found[REFERENCE].grid:.2f}"
+        sheets = [to_image([picture]) for picture in (seen.picture(title), seen.table_picture())]
+        return sheets[0], found[first].distance, seen.to_text(), sheets[1]
+
+
+def _names(labels: str, count: int) -> list[str]:
+    """One name per method; numbered if nobody gave any."""
+    names = [name.strip() for name in labels.replace("\n", ",").split(",") if name.strip()]
+    if labels == TITLES[1]:
+        names = [TITLES[1], *(f"{TITLES[1]} {number}" for number in range(2, count + 1))]
+    if len(names) != count or len({*names, REFERENCE, TITLES[0]}) != count + 2:
+        raise ValueError(f"labels: expected {count} different names, got {labels!r}; separate them with commas")
+    return names

@@ -153,6 +153,22 @@ def test_a_published_set_is_a_preset(folders: Path) -> None:
     assert json.loads(own.out)["methods"][0]["mean"] == {"psnr_y": pytest.approx(mean(folders, "noisy"))}
 
 
+def test_spectra_of_folders(folders: Path) -> None:
+    base = ("evaluate", "--gt", folders / "gt", "--sr", folders / "noisy", "--sr", folders / "dim", "--metrics", "lsd")
+    done = call(*base, "--spectra", folders / "spectra.png")
+    assert done.code == 0, done.err
+    with Image.open(folders / "spectra.png") as drawn:
+        assert drawn.size == (900, 760)
+    means = {line.split()[0]: line.split()[1] for line in done.out.splitlines() if line.startswith(("noisy", "dim"))}
+    table = done.out[done.out.index("below 1/8") :].splitlines()
+    for name in ("noisy", "dim"):
+        line = next(line for line in table if line.startswith(name))
+        assert float(line.split()[1]) == pytest.approx(float(means[name]), abs=0.01), "the same distance as in the table above"
+    assert call(*base, "--spectra", "s.jpg").code == 1
+    alone = call("evaluate", "--model", "bicubic", "--lq", folders / "gt", "--gt", folders / "gt", "--spectra", "s.png")
+    assert "--spectra: expected folders, --sr with --gt" in alone.errors[0]
+
+
 def test_published_numbers_by_themselves() -> None:
     listed = call("published").out.splitlines()
     assert next(line for line in listed if line.startswith("ASASR COCO")).split()[2:4] == ["evaluate-task", "detection"]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from alignsr.core import batch
 from alignsr.core.metrics import MissingWeightsError, score
+from alignsr.core.spectral_view import SpectralComparison
 from alignsr.core.weights import MissingModelError
 from alignsr.nodes import NODE_CLASS_MAPPINGS
 from alignsr.nodes import score as score_module
@@ -478,9 +479,28 @@ def test_spectrum_measures_half_amplitude_as_six_decibels(host):
     same = call("Spectrum", image=gt, reference=gt)
     half = call("Spectrum", image=gt / 2, reference=gt, input=picture(1, 18, 16))
     assert same[1] == 0.0 and half[1] == pytest.approx(20 * math.log10(2), abs=0.01)
-    assert half[0].shape == same[0].shape and not torch.equal(half[0], same[0])
+    assert same[0].shape == (1, 540, 900, 3) and half[0].shape == (1, 760, 900, 3), "a second panel from two curves on"
     with pytest.raises(ValueError, match=r"^reference: expected the shape of image"):
         call("Spectrum", image=gt, reference=gt[:, :60])
+
+
+def test_spectrum_of_several_methods_is_what_the_core_finds(host):
+    gt = picture(2, 72, 64)
+    inputs = {"image": gt / 2, "reference": gt, "image_2": gt, "image_4": gt / 4}
+    _, distance, table, sheet = call("Spectrum", **inputs, labels="half\nsame, quarter")
+    seen = SpectralComparison()
+    for name, image in (("half", gt / 2), ("same", gt), ("quarter", gt / 4)):
+        seen.add(name, image.movedim(-1, 1), gt.movedim(-1, 1))
+    assert table == seen.to_text() and distance == seen.methods["half"].distance
+    assert [line.split()[0] for line in table.splitlines()[2:6]] == ["half", "same", "quarter", "reference"]
+    assert sheet.ndim == 4 and sheet.shape[0] == 1 and sheet.shape[2] > 300
+    numbered = call("Spectrum", **inputs, input=picture(1, 18, 16))[2].splitlines()[2:6]
+    assert [line[:15].strip() for line in numbered] == ["restored", "restored 2", "restored 3", "input (bicubic)"]
+    for labels in ("one, two", "one, one, two", "one, two, reference", "one, two, input (bicubic)"):
+        with pytest.raises(ValueError, match=r"^labels: expected 3 different names"):
+            call("Spectrum", **inputs, labels=labels)
+    with pytest.raises(ValueError, match=r"^image_3: expected the size of the image 64x72, got 64x60"):
+        call("Spectrum", image=gt, reference=gt, image_3=gt[:, :60])
 
 
 # Save Report
