@@ -243,6 +243,58 @@ def evaluate_folders() -> Graph:
     }
 
 
+COMPARED = ("lite-x4", "pixel-x4", "lite-real-x4")  # bundled; method number m has model 1m and result 2m
+
+
+def spectral_comparison() -> Graph:
+    graph: Graph = {
+        "1": node("LoadImage", image=EXAMPLE),
+        "2": node("AlignSRDegrade", image=["1", 0], preset="bicubic", seed=0, scale=4, target="plain"),
+    }
+    for m, name in enumerate(COMPARED):
+        graph[f"1{m}"] = node("AlignSRLoadSRModel", f"Method {m + 1}", model_name=name)
+        graph[f"2{m}"] = node("AlignSROneStepSR", f"Method {m + 1}: result", model=[f"1{m}", 0], image=["2", 0], scale=4)
+    return graph | {
+        "30": node(
+            "AlignSRCompare",
+            result=["20", 0],
+            result_2=["21", 0],
+            result_3=["22", 0],
+            input=["2", 0],
+            reference=["2", 1],
+            labels=", ".join(("input (bicubic)", *COMPARED, "ground truth")),
+            panel_px=300,
+        ),
+        "31": node(
+            "AlignSRSpectrum",
+            image=["20", 0],
+            image_2=["21", 0],
+            image_3=["22", 0],
+            reference=["2", 1],
+            input=["2", 0],
+            labels=["30", 3],
+        ),
+        "32": node(
+            "AlignSRIQAReward",
+            images=["30", 2],
+            names=["30", 3],
+            reference=["2", 1],
+            lq=["2", 0],
+            metrics="lsd, psnr_y, ssim_y, hf_energy",
+            scale=4,
+        ),
+        "33": node(
+            "AlignSRSaveReport",
+            scores=["32", 0],
+            filename_prefix="alignsr/spectral-comparison",
+            pictures=["31", 0],
+            more_pictures=["31", 3],
+        ),
+        "34": node("PreviewAny", "Spectra", source=["31", 2]),
+        "35": node("PreviewImage", "Comparison", images=["30", 0]),
+    }
+
+
 START = "`ESRGAN_PSNR_SRx4_DF2K_official-150ff491.pth` (BasicSR's model zoo)"
 VGG = "`vgg19-dcbb9e9d.pth` (torchvision)"
 BATCH = "`run.accumulation_steps=4` makes the published batch of 4 GPUs on one; with less memory take more steps of a smaller "
@@ -327,6 +379,17 @@ GRAPHS: dict[str, tuple[Graph, str]] = {
         "trained first. The results of one picture are compared on a sheet and in a table, in `output/alignsr`.\n\n"
         f"Needs a GPU, many days, `input/DF2K`, {START} and {VGG} in `models/alignsr`. {GOES_ON}.\n\n"
         "- whole test sets: `alignsr upscale` with each of the four weights, then **evaluate-folders**",
+    ),
+    "spectral-comparison": (
+        spectral_comparison(),
+        "## Spectral comparison\n\nA sharp picture is made small, restored by three methods, and their spectra are held "
+        "against the original's (ASASR, Fig. 6): how much energy there is at each spatial frequency, how far that is from the "
+        "original (LSD), and in which band. Below 0 dB a method is too soft, above 0 dB it invents detail or noise. The report "
+        "goes to `output/alignsr`.\n\n"
+        "- other methods: choose other models, or connect any results of the same size, such as **Multi-Step SR** with and "
+        "without an adapter; up to five in **Compare** and **Spectrum**. Name them in **Compare**'s `labels`\n"
+        "- real-world input: `preset` asasr, the degradation of the paper\n"
+        "- whole folders: `alignsr evaluate --gt DIR --sr DIR --spectra spectra.png`",
     ),
     "evaluate-folders": (
         evaluate_folders(),

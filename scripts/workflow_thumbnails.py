@@ -185,6 +185,11 @@ def upscale_with_aesop(root: Path) -> Image.Image:
     return _run("upscale-with-aesop", root, _zoom("5", 260, 150, 120), "6")
 
 
+def spectral_comparison(root: Path) -> Image.Image:
+    portrait().save(root / "input" / EXAMPLE)
+    return _run("spectral-comparison", root, [], "33")
+
+
 def view_autoencoder(root: Path) -> Image.Image:
     photo("chelsea", (96, 40, 352, 232)).save(root / "input" / EXAMPLE)
     sheet = _run("view-autoencoder", root, [], "4")
@@ -312,6 +317,7 @@ SHEETS: dict[str, Callable[[Path], Image.Image]] = {
     "view-autoencoder": view_autoencoder,
     "aesop-ablation": ablation,
     "evaluate-folders": evaluate_folders,
+    "spectral-comparison": spectral_comparison,
 }
 
 

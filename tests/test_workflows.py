@@ -33,9 +33,9 @@ from paths import ROOT
 
 FOLDER = ROOT / "workflows"
 NAMES = (
-    *("aesop-ablation", "degrade-restore-score", "evaluate-folders", "pretrain-aesop-autoencoder", "strsr-ablation"),
-    *("train-aesop", "train-aesop-real-world", "train-small-network", "train-strsr", "upscale-folder", "upscale-image"),
-    *("upscale-with-aesop", "upscale-with-strsr-flux", "upscale-with-strsr-z", "view-autoencoder"),
+    *("aesop-ablation", "degrade-restore-score", "evaluate-folders", "pretrain-aesop-autoencoder", "spectral-comparison"),
+    *("strsr-ablation", "train-aesop", "train-aesop-real-world", "train-small-network", "train-strsr", "upscale-folder"),
+    *("upscale-image", "upscale-with-aesop", "upscale-with-strsr-flux", "upscale-with-strsr-z", "view-autoencoder"),
 )
 SMALL = {
     **{name: tiny_sets(name) for name in TINY_TRAINERS},
@@ -48,6 +48,7 @@ SMALL = {
     "upscale-with-strsr-flux": tiny_strsr_sets(),
     "upscale-with-strsr-z": tiny_strsr_sets(),
     "view-autoencoder": [],
+    "spectral-comparison": ["30.panel_px=100"],
     "upscale-image": ["5.panel_px=100"],
     "upscale-folder": [],
     "degrade-restore-score": ["6.panel_px=100"],
@@ -348,6 +349,15 @@ def check_aesop(name, result, written, out):
         assert "published" in result.outputs["4"]["text"][0] and "AE-PSNR" in result.outputs["4"]["text"][0]
     elif name == "upscale-with-aesop":
         assert written == {"alignsr/aesop_00001_.png"} and '"scale": 4' in result.outputs["7"]["text"][0]
+    elif name == "spectral-comparison":
+        assert {f"alignsr/spectral-comparison_00001_.{end}" for end in ("csv", "json", "png")} <= written
+        record = read(out / "alignsr" / "spectral-comparison_00001_.json")
+        methods = ["lite-x4", "pixel-x4", "lite-real-x4"]
+        assert [image["name"] for image in record["scores"]["images"]] == methods and len(record["pictures"]) == 2
+        table = result.outputs["34"]["text"][0].splitlines()
+        assert [line.split()[0] for line in table[2:7]] == [*methods, "input", "reference"]
+        distances = {image["name"]: image["scores"]["lsd"] for image in record["scores"]["images"]}
+        assert [float(line.split()[1]) for line in table[2:5]] == [pytest.approx(distances[name], abs=0.006) for name in methods]
     elif name == "view-autoencoder":
         assert written == {"alignsr/autoencoder_00001_.png"}
         assert json.loads(result.outputs["6"]["text"][0])[0].keys() == {"psnr_y", "high_frequency_kept", "out_of_range"}

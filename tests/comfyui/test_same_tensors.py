@@ -37,6 +37,7 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {  # workflow -> node id -> inputs
     "upscale-with-aesop": {"1": {"image": "colour.png"}},
     "upscale-with-strsr-flux": {"1": {"image": "colour.png"}, **TINY_STRSR},
     "upscale-with-strsr-z": {"1": {"image": "colour.png"}, **TINY_STRSR},
+    "spectral-comparison": {"1": {"image": "wide.png"}},
     "view-autoencoder": {},
 }
 
