@@ -160,7 +160,6 @@ def measure(rewards: Sequence[Tensor], candidates: int, picks: int) -> Setting |
     if not used:
         return None
     table = pair_table(used, picks)
-    chosen = torch.cat([values[table.chosen[table.group == row]] for row, values in enumerate(used)])
     return Setting(
         candidates=candidates,
         picks=picks,
@@ -169,8 +168,8 @@ def measure(rewards: Sequence[Tensor], candidates: int, picks: int) -> Setting |
         share=picks**2 / (candidates * (candidates - 1) / 2),
         used=2 * picks / candidates,
         spread=float(table.spread.mean()),
-        chosen=float(chosen.mean()),
-        rejected=float((chosen - table.gap).mean()),
+        chosen=float(table.reward.mean()),
+        rejected=float((table.reward - table.gap).mean()),
         table=table,
     )
 

@@ -22,6 +22,7 @@ class PairTable:
         group: [P] int64, position of the group in what was given.
         chosen: [P] int64, candidate that is preferred.
         rejected: [P] int64, candidate that is not; never one of the chosen ones of its group.
+        reward: [P] float64, of the chosen one.
         gap: [P] float64, reward of the chosen one less that of the rejected one, >= 0.
         intra: [P] float64, weight within the group, mean 1 in every group.
         inter: [P] float64, weight of the group, mean 1 over the groups.
@@ -32,6 +33,7 @@ class PairTable:
     group: Tensor
     chosen: Tensor
     rejected: Tensor
+    reward: Tensor
     gap: Tensor
     intra: Tensor
     inter: Tensor
@@ -190,9 +192,9 @@ def pair_table(rewards: Sequence[Tensor], picks: int) -> PairTable:
         except ValueError as error:
             raise ValueError(f"{error} (group {number})") from error
     spreads = torch.stack([spread(values) for values in rewards])
-    gaps = [
-        values[chosen].double() - values[rejected].double() for values, (chosen, rejected) in zip(rewards, groups, strict=True)
-    ]
+    best = [values[chosen].double() for values, (chosen, _) in zip(rewards, groups, strict=True)]
+    worst = [values[rejected].double() for values, (_, rejected) in zip(rewards, groups, strict=True)]
+    gaps = [one - other for one, other in zip(best, worst, strict=True)]
     pairs_each = picks * picks
     intra = torch.cat([intra_weights(gap) for gap in gaps])
     inter = inter_weights(spreads).repeat_interleave(pairs_each)
@@ -206,6 +208,7 @@ def pair_table(rewards: Sequence[Tensor], picks: int) -> PairTable:
         group=torch.arange(len(rewards)).repeat_interleave(pairs_each),
         chosen=torch.cat([chosen for chosen, _ in groups]),
         rejected=torch.cat([rejected for _, rejected in groups]),
+        reward=torch.cat(best),
         gap=torch.cat(gaps),
         intra=intra,
         inter=inter,

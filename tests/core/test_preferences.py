@@ -72,6 +72,7 @@ def test_weights_by_hand() -> None:
     table = pair_table([first, second], 2)
     gaps = [0.6, 1.0, 0.2, 0.6]  # (0, 2), (0, 3), (1, 2), (1, 3)
     assert table.gap[:4].tolist() == pytest.approx(gaps)
+    assert table.reward[:4].tolist() == pytest.approx([1.0, 1.0, 0.6, 0.6])
     assert table.intra[:4].tolist() == pytest.approx([gap + 1 - 0.6 for gap in gaps])
     sigma = [math.sqrt((0.25 + 0.01 + 0.01 + 0.25) / 4), math.sqrt((0.0025 + 0.0025) / 4)]
     assert table.spread.tolist() == pytest.approx(sigma)

@@ -137,7 +137,6 @@ def report_of(curation: Curation, pairs: PairsConfig, names: Sequence[str]) -> d
     """The numbers of a curation that a person wants to see."""
     table, usable = curation.table, [values[~torch.isnan(values)] for values in curation.rewards]
     lost = sum(len(values) for values in curation.rewards) - sum(map(len, usable))
-    chosen = torch.cat([curation.rewards[number][table.chosen[table.group == row]] for row, number in enumerate(curation.groups)])
     return {
         "groups": len(curation.rewards),
         "groups_used": len(curation.groups),
@@ -146,8 +145,8 @@ def report_of(curation: Curation, pairs: PairsConfig, names: Sequence[str]) -> d
         "picks": pairs.picks,
         "pairs": len(table),
         "mean_reward": float(torch.cat(usable).mean()) if sum(map(len, usable)) else None,
-        "mean_reward_chosen": float(chosen.mean()),
-        "mean_reward_rejected": float((chosen - table.gap).mean()),
+        "mean_reward_chosen": float(table.reward.mean()),
+        "mean_reward_rejected": float((table.reward - table.gap).mean()),
         "mean_gap": float(table.gap.mean()),
         "mean_spread": float(table.spread.mean()),
         "mean_weight": float(table.weight.mean()),
