@@ -13,6 +13,9 @@ class Borrowed:
     Args:
         module: frozen; changes that are made to it meanwhile are lost.
         device: where its tensors go; those that are there already stay as they are.
+
+    Raises:
+        torch.OutOfMemoryError: the device is full; the module is at home again, whole.
     """
 
     def __init__(self, module: nn.Module, device: str | torch.device) -> None:
@@ -21,8 +24,12 @@ class Borrowed:
             for owner in module.modules()
             for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False))
         ]
-        with torch.inference_mode(False):  # parameters that move under it would be of no use outside it
-            nn.Module.to(module, device=device)
+        try:
+            with torch.inference_mode(False):  # parameters that move under it would be of no use outside it
+                nn.Module.to(module, device=device)
+        except BaseException:  # the device is full half-way: what has moved goes home, or it would be taken for the original
+            self.give_back()
+            raise
 
     def give_back(self) -> None:
         """Put the tensors at home in place again."""

@@ -162,8 +162,10 @@ def on_device(backbone: Any, device: torch.device, host: Host, vram_bytes: int) 
 
     if device.type != "cpu":
         host.free_memory(vram_bytes)
-    borrowed = [Borrowed(module, device) for _, module in backbone.modules()]
+    borrowed: list[Borrowed] = []
     try:
+        for _, module in backbone.modules():
+            borrowed.append(Borrowed(module, device))
         yield backbone
     finally:
         for module in borrowed:

@@ -237,7 +237,7 @@ def build_model(
     generator = torch.Generator().manual_seed(seed)
     weights = lora.attach(network, targets, lora_config.rank, alpha=alpha, generator=generator)
     if start is not None:
-        _load_adapter_into(network, start, None if projector is None or projector[1] else bridge)
+        _load_adapter_into(network, start, alpha / lora_config.rank, None if projector is None or projector[1] else bridge)
     facts = {"rank": lora_config.rank, "alpha": alpha, "targets": list(targets)}
     return OneStepModel(backbone, network, TrainedPart(weights, bridge), facts)
 
@@ -253,9 +253,12 @@ def _load_whole(transformer: nn.Module, path: Path) -> None:
     load_into(transformer, state, f"{path} (transformer)")
 
 
-def _load_adapter_into(network: nn.Module, start: lora.Adapter, bridge: TokenAdapter | None) -> None:
+def _load_adapter_into(network: nn.Module, start: lora.Adapter, scale: float, bridge: TokenAdapter | None) -> None:
+    """Put a start's matrices in place, so that it acts as it did: one of another alpha has its B matrices scaled."""
+    ratio = start.scale / scale
+    state = {name: tensor * ratio if ".lora_B." in name else tensor for name, tensor in start.state.items()}
     with torch.no_grad():
-        lora.load_attached(network, start.state, start.source)
+        lora.load_attached(network, state, start.source)
     if bridge is None:
         return
     if not start.projector:

@@ -9,7 +9,7 @@ from alignsr.core.backbones import LATENT_KINDS, Backbone, open_backbone
 from alignsr.core.backbones.latent import PRECISIONS, LatentBackbone, compile_blocks, tiny
 from alignsr.core.backbones.offload import OffloadedBackbone, Residency
 from alignsr.core.backbones.quantization import QuantizedLinear, quantize
-from alignsr.core.borrowed import nbytes
+from alignsr.core.borrowed import Borrowed, nbytes
 from alignsr.core.lora_files import save_adapter
 from alignsr.core.records import Conditioning
 from alignsr.core.restore import one_step, restore
@@ -132,6 +132,22 @@ def test_residency_moves_copies_and_keeps_what_is_at_home() -> None:
     assert not second.weight.is_meta and residency.resident is None
     residency.leave()
     assert nbytes(first, first) == 4 * 2 * 4 + 8
+
+
+class Full(nn.Linear):
+    """A layer that finds no room on the device."""
+
+    def _apply(self, fn: object, recurse: bool = True) -> nn.Module:
+        raise torch.OutOfMemoryError("full")
+
+
+def test_a_device_that_is_full_half_way_leaves_the_module_at_home() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), Full(2, 2))
+    before = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
+    with pytest.raises(torch.OutOfMemoryError):
+        Borrowed(module, "meta")
+    assert {tensor.device.type for tensor in module.state_dict().values()} == {"cpu"}
+    assert {name: tensor.data_ptr() for name, tensor in module.state_dict().items()} == before
 
 
 @pytest.mark.parametrize("kind", KINDS)

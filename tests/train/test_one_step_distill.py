@@ -425,6 +425,16 @@ def test_adapters_that_do_not_fit_are_named(pictures, tmp_path):
     assert recipe.build_model(raw).backbone.latents == "raw", "an adapter that training starts from says its convention"
 
 
+def test_a_start_of_another_alpha_acts_as_it_did(pictures, tmp_path):
+    path = adapter_file(tmp_path, "z_image", latents="scaled", alpha=1.0)
+    state = {name: torch.ones_like(tensor) for name, tensor in read_adapter(path).state.items()}
+    save_adapter(path, replace(read_adapter(path), state=state))
+    model = recipe.build_model(light(Z_IMAGE, pictures, model__init=path, conditioning__kind="empty", lora__alpha=4.0))
+    for name, tensor in adapter_state(model.network).items():
+        share = 0.25 if ".lora_B." in name else 1.0  # 1/4 of the file against 4/4 of the training
+        assert torch.equal(tensor, torch.full_like(tensor, share)), name
+
+
 def test_missing_files_are_named_and_tokens_must_fit(pictures, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"LPIPS|VGG16"):
         recipe.train(light(FLUX, pictures, losses__lpips__weight=3.0, losses__lpips__vgg="vgg16.pth"), tmp_path / "a")
