@@ -98,3 +98,39 @@ def test_aesop_from_lite(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))["rows"]
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 1, 2, 3]
     assert "| AESOP + GAN |" in capsys.readouterr().out
+
+
+def test_asasr_on_synthetic_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    experiment = script("asasr_synthetic", monkeypatch)
+    words = ["--out", str(tmp_path / "runs"), "--seeds", "3", "11", "--shorter", "600", "--held-out", "4"]
+    files = {"--json": "rows.json", "--picture": "rows.png", "--look": "look.png"}
+    words += [word for option, name in files.items() for word in (option, str(tmp_path / name))]
+    assert experiment.main(words) == 0
+    report = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert [row["model"] for row in report["rows"]][:2] == [experiment.SFT, experiment.ADVERSARY]
+    assert len(report["rows"]) == 2 * (2 + len(experiment.SETTINGS))
+    assert len(report["directions"]) == len(experiment.DIRECTIONS)
+    assert all(len(line["seeds"]) == 2 for line in report["directions"])
+    closed = report["E3"]["closed form"]
+    assert closed["J 1.0"] < closed["J 0.3"] < report["E3"]["the state itself"]["J 0.3"]
+    assert min((tmp_path / name).stat().st_size for name in ("rows.png", "look.png")) > 5_000
+    assert f"| {experiment.CYCLES} |" in capsys.readouterr().out
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    again = experiment.supervised(tmp_path / "runs", 3, 600)
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+
+
+def test_the_synthetic_worlds_network_and_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    script("asasr_synthetic", monkeypatch)
+    import asasr_toy as toy
+
+    assert sum(p.numel() for p in toy.UNet().parameters()) == 151_585
+    tests = toy.HeldOut(8)
+    perfect = tests.measure(tests.gt)
+    assert perfect["low"] == perfect["mid"] == perfect["high"] == perfect["lsd"] == 0 and perfect["detail"] == 1
+    bands = tests.measure(tests.lq)
+    error = float((tests.lq - tests.gt).square().mean())
+    assert bands["low"] + bands["mid"] + bands["high"] == pytest.approx(error, rel=1e-5)
+    assert bands["detail"] < 0.1  # the input has lost the high band
+    assert tests.measure(toy.artefacts(tests.gt))["psnr"] < 30
