@@ -123,7 +123,7 @@ def evaluate_task(
                 progress=lambda done, _total, image: bar.update(done, image),
                 should_stop=cancelled,
             )
-    comparison = Comparison.of(tables, dataset)
+    comparison = Comparison.of(tables, dataset, (GT, LQ))
     write_json(json_file, comparison.to_dict())
     if csv is not None:
         write_text(csv, comparison.to_csv())

@@ -32,19 +32,22 @@ class Comparison:
         tables: one per method, its title being the method's name; at least one.
         published: what papers print for the same set.
         dataset: name of that set, "" without published numbers.
+        aside: titles of tables that are no methods, such as the ground truth's, and never count as the best.
     """
 
     tables: tuple[Table, ...]
     published: tuple[PublishedRow, ...] = ()
     dataset: str = ""
+    aside: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, tables: list[Table], dataset: str = "") -> "Comparison":
+    def of(cls, tables: list[Table], dataset: str = "", aside: tuple[str, ...] = ()) -> "Comparison":
         """Put published numbers of a set beside measured tables.
 
         Args:
             tables: one per method.
             dataset: a set of `published_sets`, or "" for none.
+            aside: titles of tables that are no methods.
 
         Raises:
             ValueError: no table, two methods of one name, or an unknown set.
@@ -53,7 +56,8 @@ class Comparison:
         if not names or len(set(names)) != len(names):
             raise ValueError(f"tables: expected methods of different names, got {names}; name them apart")
         metrics = [name for table in tables for name in table.metrics]
-        return cls(tuple(tables), published_rows(dataset, metrics) if dataset else (), find_set(dataset) if dataset else "")
+        published = published_rows(dataset, metrics) if dataset else ()
+        return cls(tuple(tables), published, find_set(dataset) if dataset else "", aside)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -84,7 +88,7 @@ class Comparison:
     def best(self) -> set[tuple[int, int]]:
         """(row, column) in `cells` of the best measured score per column, where methods differ."""
         places: set[tuple[int, int]] = set()
-        means = [table.mean() for table in self.tables]
+        means = [{} if table.title in self.aside else table.mean() for table in self.tables]
         for column, spec in enumerate(self.columns, start=1):
             values = [mean.get(spec.name) for mean in means]
             known = [value for value in values if value is not None]

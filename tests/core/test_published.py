@@ -239,5 +239,11 @@ def test_downstream_scores_stand_in_the_same_table() -> None:
     assert text[3].split() == ["ours", "12.35", "100.00", "measured,", "3", "images"]
     assert next(line for line in text if line.startswith("ASASR  ")).split()[1:3] == ["35.62", "30.98"]
     assert "ap_box" in comparison.to_json()
+    truth = Table(("ap_box",), rows, sets={"ap_box": 47.0}, title="ground truth")
+    other = Table(("ap_box",), rows, sets={"ap_box": 11.0}, title="other")
+    assert Comparison.of([truth, ours, other], "asasr-coco", ("ground truth",)).best() == {(1, 1)}, (
+        "the ground truth is no method"
+    )
+    assert Comparison.of([truth, ours, other], "asasr-coco").best() == {(0, 1)}
     spread = Comparison.of([Table(("musiq",), rows, title="ours")], "dp2o-sr realsr, ten seeds")
     assert "69.70 +- 2.15" in spread.to_text()
