@@ -26,6 +26,10 @@ DIFFERS = {  # outputs that must differ between two runs
     ("AlignSROneStepTrainer", 0): "a path in the output folder",
     ("AlignSROneStepTrainer", 3): "seconds",
     ("AlignSROneStepTrainer", 7): "a path in the output folder",
+    ("AlignSRSampleCandidates", 2): "a path in the output folder",
+    ("AlignSRScoreCandidates", 3): "a path in the output folder",
+    ("AlignSRCuratePreferences", 0): "a path in the output folder",
+    ("AlignSRCuratePreferences", 1): "a path in the output folder",
     ("AlignSRSaveLoRA", 0): "a path in the output folder",
     ("AlignSRSaveReport", 0): "a path in the output folder",
 }
