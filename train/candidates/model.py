@@ -131,7 +131,9 @@ def _load_pixel(source: str, folders: Sequence[str | Path]) -> Any:
 
     backbone = load_backbone(source, folders)
     if not isinstance(backbone, MultiStepBackbone):
-        raise ConfigError(f"model.source: expected a model that is sampled from noise, got {source}; choose pixel-flow-x4")
+        raise ConfigError(
+            f"model.source: expected a model that is sampled from noise, got {source}; choose one trained as a flow"
+        )
     return backbone
 
 
