@@ -116,23 +116,6 @@ def check_name(name: str, out_name: str) -> None:
         raise ConfigError(f"{key}: expected letters, digits, '.', '_' or '-', got {name!r}; leave out the rest")
 
 
-def finished_weights(folder: Path, config: Any) -> Path | None:
-    """The weight file of a run that reached its last step, else None. Intervals of logs and previews may differ."""
-    from ..core.weights import WeightsError, read_info
-    from ..train.config import ConfigError, config_hash, from_mapping
-
-    path = folder / f"{config.name}.safetensors"
-    if not path.is_file():
-        return None
-    try:
-        info = read_info(path)
-        is_same = config_hash(from_mapping(type(config), info.get("config", {}))) == config_hash(config)
-    except (WeightsError, ConfigError) as error:
-        LOGGER.warning("%s; training again from the last checkpoint", error)
-        return None
-    return path if is_same and info.get("step") == config.run.steps else None
-
-
 def run_folder(root: Path, config: Any, resume: bool) -> Path:
     """`<name>-<hash of the config>`; without resume the first of -2, -3, ... that is not there yet."""
     from ..train.config import config_hash
@@ -231,6 +214,7 @@ def run_recipe(
     """
     from ..train.config import ConfigError, config_hash
     from ..train.recipes import RECIPES
+    from ..train.session import finished_weights
 
     host = get_host()
     recipe, settings = read_config(config, overrides, data_folder, out_name, changes, tables)

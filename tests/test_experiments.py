@@ -12,6 +12,7 @@ from PIL import Image
 from train_helpers import make_pictures
 
 from alignsr.core.networks.tiny_autoencoder import TinyAutoencoder
+from alignsr.core.weights import WeightsError
 from paths import ROOT
 
 FOLDER = ROOT / "benchmarks" / "experiments"
@@ -67,6 +68,8 @@ def test_strsr_on_the_pixel_model(data: Path, tmp_path: Path, monkeypatch: pytes
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
     assert experiment.main([*words, "--train-only"]) == 0  # finds every training finished
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
+    with pytest.raises(WeightsError, match=r"optimizer\.learning_rate"):  # of another config: not mistaken for this one
+        experiment.main([*words, "--train-only", "--set", "optimizer.learning_rate=1e-5"])
 
 
 def test_a_spectrum_is_zero_beside_itself_and_falls_with_blur(monkeypatch: pytest.MonkeyPatch) -> None:

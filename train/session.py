@@ -1,5 +1,6 @@
 """What every recipe does around its own steps: the state that training needs, its pictures, and a network's weight file."""
 
+import logging
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.weights import save_weights
-from .config import to_mapping
+from ..core.weights import WeightsError, read_info, save_weights
+from .config import ConfigError, config_hash, from_mapping, to_mapping
 from .data import PairData
 from .state import keep_global_randomness
+
+LOGGER = logging.getLogger("alignsr")
 
 
 @contextmanager
@@ -56,3 +59,17 @@ def save_network(path: Path, network: nn.Module, config: Any, step: int, header:
     tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in network.state_dict().items()}
     facts = {"name": config.name, "scale": config.model.scale, "licence": config.licence, "step": step}
     return save_weights(path, tensors, {**header, **facts, "config": to_mapping(config)})
+
+
+def finished_weights(folder: Path, config: Any) -> Path | None:
+    """The weight file of a run that reached its last step, else None. Intervals of logs and previews may differ."""
+    path = folder / f"{config.name}.safetensors"
+    if not path.is_file():
+        return None
+    try:
+        info = read_info(path)
+        is_same = config_hash(from_mapping(type(config), info.get("config", {}))) == config_hash(config)
+    except (WeightsError, ConfigError) as error:
+        LOGGER.warning("%s; training again from the last checkpoint", error)
+        return None
+    return path if is_same and info.get("step") == config.run.steps else None

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SCALE, Progress, file_name, mean_and_spread, test_pairs, training_folders
+from common import SCALE, file_name, mean_and_spread, test_pairs, trained, training_folders
 from torch import Tensor
 
 from alignsr.core.backbones import load_backbone
@@ -37,7 +37,6 @@ from alignsr.core.networks.autoencoder import AutoEncoder, load_autoencoder
 from alignsr.core.restore import restore
 from alignsr.core.spectral import high_frequency_ratio, log_spectral_distance, periodic_energy_score
 from alignsr.core.weights import write_atomic
-from alignsr.train.recipes import load_config
 
 CONFIG = Path(__file__).with_name("aesop.toml")
 FIGURES = ("psnr_y", "ae_psnr", "lr_psnr", "detail", "lsd", "grid")
@@ -103,11 +102,8 @@ def train(method: str, seed: int, options: argparse.Namespace) -> dict[int, Path
         *(f"losses.{loss}.{key}={json.dumps(value)}" for loss, table in losses.items() for key, value in table.items()),
         *options.set,
     ]
-    recipe, config = load_config(CONFIG, sets)
     folder = options.out / name
-    last = folder / f"{name}.safetensors"
-    if not last.exists():
-        recipe.train(config, folder, Progress(name), resume=True)
+    last = trained(CONFIG, sets, folder)
     exports = {int(path.stem.rsplit("-", 1)[1]): path for path in sorted((folder / "exports").glob("*.safetensors"))}
     return {step: path for step, path in exports.items() if step < options.steps} | {options.steps: last}
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from alignsr.core.image_files import list_images, read_image
 from alignsr.core.images import crop_to_multiple, to_rgb
 from alignsr.train.loop import SilentHooks
+from alignsr.train.recipes import load_config
+from alignsr.train.session import finished_weights
 
 SCALE = 4
 
@@ -25,6 +27,17 @@ class Progress(SilentHooks):
     def progress(self, step: int, total: int, logs: Any) -> None:
         if step % 50 == 0:
             print(f"{self.title}: step {step} of {total}, {logs.get('seconds', 0):.0f} s", file=sys.stderr, flush=True)
+
+
+def trained(toml: Path, sets: Sequence[str], folder: Path) -> Path:
+    """Weights of one training in `folder`: found again if it is finished, gone on with if it was interrupted.
+
+    Raises:
+        WeightsError: the folder holds a training of another config; the message names the keys.
+    """
+    recipe, config = load_config(toml, sets)
+    weights = finished_weights(folder, config)
+    return weights or recipe.train(config, folder, Progress(config.name), resume=True).weights
 
 
 def test_pairs(data: Path, sets: Sequence[str] = ("set5", "set14")) -> list[tuple[Tensor, Tensor]]:

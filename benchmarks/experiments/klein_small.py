@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from common import SCALE, Progress, test_pairs, training_folders
+from common import SCALE, test_pairs, trained, training_folders
 from torch import Tensor
 
 from alignsr.core.backbones import latent, load_backbone
@@ -73,33 +73,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     folder = options.out / "klein-small"
     start = folder.with_name("klein-small-start.safetensors")
-    recipe, config = load_config(CONFIG, sets)
     if not start.exists():
-        silent_start(config, start)
-    recipe, config = load_config(CONFIG, [*sets, f"model.init={json.dumps(str(start))}"])
-    weights = folder / f"{config.name}.safetensors"
-    if not weights.exists():
-        recipe.train(config, folder, Progress(config.name), resume=True)
+        silent_start(load_config(CONFIG, sets)[1], start)
+    weights = trained(CONFIG, [*sets, f"model.init={json.dumps(str(start))}"], folder)
     logs = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     tenth = max(1, len(logs) // 10)
     losses = [statistics.fmean(line["loss"] for line in part) for part in (logs[:tenth], logs[-tenth:])]
 
     pairs = test_pairs(options.data, ["set5"])
     with torch.inference_mode():
-        trained, untouched = (cast(Any, load_backbone(path)) for path in (weights, start))
+        taught, untouched = (cast(Any, load_backbone(path)) for path in (weights, start))
         results: dict[str, list[Restored]] = {
             name: [restore(backbone, lq, scale=SCALE) for _, lq in pairs]
-            for name, backbone in (("trained", trained), ("zero velocity", untouched))
+            for name, backbone in (("trained", taught), ("zero velocity", untouched))
         }
         figures = {
-            "parameters": sum(p.numel() for p in trained.transformer.parameters()),
+            "parameters": sum(p.numel() for p in taught.transformer.parameters()),
             "loss, first tenth": losses[0],
             "loss, last tenth": losses[1],
             "bicubic input": score([result.lq_up for result in results["trained"]], pairs),
-            "bicubic input after the round trip": score([round_trip(trained, r.lq_up) for r in results["trained"]], pairs),
+            "bicubic input after the round trip": score([round_trip(taught, r.lq_up) for r in results["trained"]], pairs),
             "zero velocity": score([result.sr for result in results["zero velocity"]], pairs),
             "trained": score([result.sr for result in results["trained"]], pairs),
-            "ground truth after the round trip": score([round_trip(trained, gt) for gt, _ in pairs], pairs),
+            "ground truth after the round trip": score([round_trip(taught, gt) for gt, _ in pairs], pairs),
         }
     print("| figure | value |", "| --- | --- |", sep="\n")
     for name, value in figures.items():

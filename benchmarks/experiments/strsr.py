@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SCALE, Progress, file_name, mean_and_spread, test_pairs, training_folders
+from common import SCALE, file_name, mean_and_spread, test_pairs, trained, training_folders
 from torch import Tensor
 
 from alignsr.core.backbones import load_backbone
@@ -32,7 +32,6 @@ from alignsr.core.metrics import lr_psnr, psnr
 from alignsr.core.restore import restore
 from alignsr.core.spectral import high_frequency_ratio, log_spectral_distance, periodic_energy_score, radial_spectrum
 from alignsr.core.weights import write_atomic
-from alignsr.train.recipes import load_config
 
 CONFIG = Path(__file__).with_name("strsr.toml")
 START = "pixel-x4, the start"
@@ -73,12 +72,7 @@ def run(name: str, sets: Sequence[str], options: argparse.Namespace, start: Path
         *sets,
         *options.set,
     ]
-    recipe, config = load_config(CONFIG, values)
-    folder = options.out / name
-    weights = folder / f"{name}.safetensors"
-    if not weights.exists():
-        recipe.train(config, folder, Progress(name), resume=True)
-    return weights
+    return trained(CONFIG, values, options.out / name)
 
 
 def train(seed: int, options: argparse.Namespace) -> dict[str, Path]:

@@ -11,8 +11,9 @@ from train_helpers import make_pictures
 from alignsr.core.weights import load_state_dict
 from alignsr.nodes.host import Interrupted, LocalHost, use_host
 from alignsr.nodes.restore import OneStepSR
-from alignsr.nodes.train import TrainSRNetwork, finished_weights, read_config, run_folder
+from alignsr.nodes.train import TrainSRNetwork, read_config, run_folder
 from alignsr.train.config import ConfigError
+from alignsr.train.session import finished_weights
 
 STEPS = "run.steps=4\nrun.checkpoint_every=2\n# a comment\n\nrun.validate_every=0"
 
