@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Generator, Tensor, nn
 
+from ..checks import check_range
 from ..records import Conditioning
 
 
@@ -153,3 +154,15 @@ AnyBackbone = Backbone | DirectBackbone
 def parameter_count(*modules: nn.Module) -> int:
     """Number of parameters, shared ones counted once."""
     return sum({p.data_ptr() if p.device.type != "meta" else id(p): p.numel() for m in modules for p in m.parameters()}.values())
+
+
+def check_control_scale(value: float, control: nn.Module | None, name: str) -> float:
+    """The weight of a control branch, 0 to 10.
+
+    Raises:
+        ValueError: out of that range, or other than 1 where there is no branch.
+    """
+    checked = check_range(value, "control_scale", 0.0, 10.0)
+    if control is None and value != 1.0:
+        raise ValueError(f"control_scale: expected 1, since {name} has no control branch, got {value}; leave it out")
+    return checked

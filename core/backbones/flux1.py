@@ -14,7 +14,7 @@ from ..diffusion import FlowProcess, Process
 from ..records import Conditioning
 from ..resize import bicubic
 from .autoencoders import STRIDE, Codec, check_sides, describe_autoencoder, plain_config
-from .base import BackboneSpec, Sampling, parameter_count
+from .base import BackboneSpec, Sampling, check_control_scale, parameter_count
 from .flux1_files import (
     AUTOENCODER as AUTOENCODER,
 )
@@ -181,11 +181,7 @@ class Flux1Backbone:
         if guidance is not None:
             made.guidance = check_range(guidance, "guidance", 0.0, 100.0)
         if control_scale is not None:
-            made.control_scale = check_range(control_scale, "control_scale", 0.0, 10.0)
-            if self.control is None and control_scale != 1.0:
-                raise ValueError(
-                    f"control_scale: expected 1, since {self.spec.name} has no control branch, got {control_scale}; leave it out"
-                )
+            made.control_scale = check_control_scale(control_scale, self.control, self.spec.name)
         return made
 
     def compile_blocks(self, backend: str = "inductor") -> None:

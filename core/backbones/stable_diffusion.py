@@ -13,7 +13,7 @@ from ..diffusion import Process, VariancePreserving
 from ..images import from_model_range
 from ..records import Conditioning
 from .autoencoders import STRIDE, Codec, check_sides, describe_autoencoder, plain_config
-from .base import BackboneSpec, Sampling, parameter_count
+from .base import BackboneSpec, Sampling, check_control_scale, parameter_count
 from .stable_diffusion_files import (
     AUTOENCODER as AUTOENCODER,
 )
@@ -180,11 +180,7 @@ class StableDiffusionBackbone:
         del guidance
         made = copy.copy(self)
         if control_scale is not None:
-            made.control_scale = check_range(control_scale, "control_scale", 0.0, 10.0)
-            if self.control is None and control_scale != 1.0:
-                raise ValueError(
-                    f"control_scale: expected 1, since {self.spec.name} has no control branch, got {control_scale}; leave it out"
-                )
+            made.control_scale = check_control_scale(control_scale, self.control, self.spec.name)
         return made
 
     def encode(self, image: Tensor, *, generator: Generator | None = None) -> Tensor:
