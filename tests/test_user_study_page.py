@@ -46,6 +46,16 @@ def open_page(browser: Browser, study: Path, voter: str = "") -> None:
         browser.wait_for("!document.querySelector('dialog[open]')")
 
 
+def reopen_page(browser: Browser, study: Path) -> None:
+    """As if the browser had been closed in between: until it has handed over what the page before kept, which takes a moment."""
+    deadline = time.monotonic() + 20
+    open_page(browser, study)
+    while not browser.evaluate("state.voter"):
+        assert time.monotonic() < deadline, "nothing was kept"
+        time.sleep(0.1)
+        open_page(browser, study)
+
+
 def ranks(browser: Browser) -> dict[str, str]:
     pairs = (
         "[...document.querySelectorAll('figure.candidate')].map(f => [f.dataset.letter, f.querySelector('.rank').textContent])"
@@ -94,7 +104,7 @@ def test_ranking_by_keys_and_mouse_until_the_file_is_counted(browser: Browser, t
     browser.press("ArrowRight")
     assert browser.evaluate("document.getElementById('count').textContent") == "2 of 3, 2 done"
 
-    open_page(browser, study)  # as if the browser had been closed in between
+    reopen_page(browser, study)
     assert browser.evaluate("document.getElementById('voter').value") == "Anna M."
     assert browser.evaluate("document.getElementById('go').textContent") == "Go on (2 of 3 done)"
     browser.click("#go")
