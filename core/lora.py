@@ -3,6 +3,7 @@
 y = W x + strength (alpha / rank) B A x,   A [rank, in],  B [out, rank]
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -28,7 +29,7 @@ LORA_TARGETS: dict[str, tuple[str, ...]] = {
     "stable_diffusion": ("to_q", "to_k", "to_v", "to_out.0"),
 }
 _FACTS = ("latents", "start_sigma", "step_length", "lora_scope", "condition_stride", "guidance")
-_BINDING = ("latents", "lora_scope", "condition_stride")  # of these, what a caller asks for must be what an adapter has
+BINDING_FACTS = ("latents", "lora_scope", "condition_stride")  # of these, what a caller asks for must be what an adapter has
 
 
 def resolve_targets(transformer: nn.Module, patterns: Iterable[str]) -> list[str]:
@@ -107,7 +108,9 @@ def attach(
     names = resolve_targets(transformer, patterns)
     model: Any = transformer
     scale = rank if alpha is None else alpha
-    model.add_adapter(import_peft().LoraConfig(r=rank, lora_alpha=scale, target_modules=names), adapter_name=adapter)
+    with warnings.catch_warnings():  # several adapters on one model are meant
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+        model.add_adapter(import_peft().LoraConfig(r=rank, lora_alpha=scale, target_modules=names), adapter_name=adapter)
     found = {name: p for name, p in transformer.named_parameters() if f".{adapter}." in name and ".lora_" in name}
     for name, parameter in found.items():
         parameter.data = parameter.data.float()
@@ -204,7 +207,7 @@ class Adapter:
                 f"lora: expected an adapter of {backbone}, {self.source} is one of {self.info['backbone']}; "
                 "choose the file made for this backbone"
             )
-        for key in _BINDING:
+        for key in BINDING_FACTS:
             if key in facts and key in self.info and facts[key] != self.info[key]:
                 raise ValueError(
                     f"{key}: expected {self.info[key]!r}, which {self.source} was made with, got {facts[key]!r}; "
