@@ -19,9 +19,9 @@ from .weights import WeightsError
 class AdapterStack:
     """Named PEFT adapters on one network, which of them act, and which one is trained.
 
-    PEFT turns gradients on for whatever it activates, frozen adapters included; here only what `train` named has them, whatever is
-    active. With gradient checkpointing the blocks run again in the backward pass with the adapters that are active then: do not
-    switch between a forward pass with gradient and its backward pass.
+    PEFT turns gradients on for whatever it activates, frozen adapters included; here only what `train` named has them, whatever
+    is active. With gradient checkpointing the blocks run again in the backward pass with the adapters that are active then: do
+    not switch between a forward pass with gradient and its backward pass.
 
     Args:
         network: the module that holds the adapted layers, as `diffusers.FluxTransformer2DModel`; its parameters are frozen.
@@ -30,7 +30,7 @@ class AdapterStack:
         ASASR, arXiv:2605.23264, section 4; asasr.md 3.1.
 
     Example:
-        >>> from alignsr.core.backbones import tiny_multi_step
+        >>> from alignsr.core.backbones.latent import tiny_multi_step
         >>> stack = AdapterStack(tiny_multi_step("flux1").transformer)
         >>> _ = stack.add("sft", ["to_q"], rank=2)
         >>> _ = stack.add("policy", ["to_q"], rank=2)
@@ -189,7 +189,7 @@ def _is_of(key: str, name: str) -> bool:
 def concatenate(*adapters: tuple[Adapter, float]) -> Adapter:
     """One adapter that acts as several together, exactly.
 
-        A = [A_1; A_2; ...],   B = [s_1 B_1, s_2 B_2, ...],   s_i = strength_i alpha_i / rank_i;   rank = sum of ranks, alpha = rank
+        A = [A_1; A_2; ...],   B = [s_1 B_1, s_2 B_2, ...],   s_i = strength_i alpha_i / rank_i;   alpha = rank = sum of ranks
 
     To sum the A's and the B's each would add the cross terms B_1 A_2 and B_2 A_1.
 
@@ -224,7 +224,8 @@ def concatenate(*adapters: tuple[Adapter, float]) -> Adapter:
         state[f"{layer}.lora_B.weight"] = torch.cat([up for _, up in halves], 1)
     rank = sum(adapter.rank for adapter, _ in adapters)
     info: dict[str, Any] = {**first.info, "rank": rank, "alpha": float(rank), "targets": layers}
-    return Adapter(state, info, _same_projector(adapters), " + ".join(adapter.source for adapter, _ in adapters), _joined(adapters))
+    source = " + ".join(adapter.source for adapter, _ in adapters)
+    return Adapter(state, info, _same_projector(adapters), source, _joined(adapters))
 
 
 def _halves(adapter: Adapter, layer: str, strength: float, adapters: Sequence[tuple[Adapter, float]]) -> tuple[Tensor, Tensor]:
@@ -242,7 +243,7 @@ def _joined(adapters: Sequence[tuple[Adapter, float]]) -> dict[str, Tensor]:
     for adapter, strength in adapters:
         if adapter.full and strength != 1.0:
             raise WeightsError(
-                f"{adapter.source}: expected a strength of 1, since it holds parameters trained whole, got {strength}; leave it at 1"
+                f"{adapter.source}: expected a strength of 1, since it holds parameters trained whole, got {strength}; leave it"
             )
         for name, value in adapter.full.items():
             if name in full and not torch.equal(full[name], value):
@@ -256,7 +257,7 @@ def _joined(adapters: Sequence[tuple[Adapter, float]]) -> dict[str, Tensor]:
 def _same_projector(adapters: Sequence[tuple[Adapter, float]]) -> Mapping[str, Tensor]:
     found = [adapter.projector for adapter, _ in adapters if adapter.projector]
     if len(found) > 1:
-        raise WeightsError("adapters: expected one with a projector at most, got several; join adapters that were trained together")
+        raise WeightsError("adapters: expected one with a projector at most, got several; join those trained together")
     return found[0] if found else {}
 
 

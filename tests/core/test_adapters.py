@@ -1,4 +1,4 @@
-"""Several adapters on one network: switching, gradients, checkpointing, export by concatenation. asasr.md 3.1, checks 9 and 19."""
+"""Several adapters on one network: switching, gradients, checkpointing, one file. asasr.md 3.1, checks 9 and 19."""
 
 import copy
 from typing import Any
