@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 from itertools import product
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -407,23 +408,44 @@ def benchmark() -> ModuleType:
     return module
 
 
-def test_the_benchmark_compares_like_with_like(benchmark: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+def test_the_benchmark_compares_like_with_like(benchmark: ModuleType, tmp_path) -> None:
+    """What it times side by side is one loss with one gradient, exact in float64.
+
+    Odd sides have one real bin, whose sum is positive, and noise leaves no bin empty: nothing is left to rounding, not even in
+    the package. Float32 is checked by `test_in_float32_it_equals_the_published_order_to_1e_5`.
+    """
+    sides = ((3, 15, 13), (5, 9, 11))
+    x, y = ([image(1, *side, seed=seed + n).double() for n, side in enumerate(sides)] for seed in (1, 11))
+    filters = [filters_for(3, 7).double(), filters_for(5, 7).double()]
+    wanted, gradients = benchmark.with_gradient(benchmark.ours, x, y, filters)
+    for loss in (benchmark.published, benchmark.published_package(stand_in_package(tmp_path))):
+        value, theirs = benchmark.with_gradient(loss, x, y, filters)
+        assert value == pytest.approx(wanted, rel=1e-10)
+        for a, b in zip(theirs, gradients, strict=True):
+            assert torch.allclose(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_the_benchmark_measures_and_reports(benchmark: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path) -> None:
     """5 s: VGG19 with random weights at 80 px, its smallest size; a stand-in for the package, with its line for a GPU."""
-    out, folder = tmp_path / "fdl.json", tmp_path / "FDL_pytorch"
-    folder.mkdir()
-    (folder / "FDL.py").write_text(STAND_IN)
-    words = ["--size", "80", "--projections", "4", "--rounds", "1", "--package", str(tmp_path), "--json", str(out)]
+    out, package = tmp_path / "fdl.json", str(stand_in_package(tmp_path))
+    words = ["--size", "80", "--projections", "4", "--rounds", "1", "--package", package, "--json", str(out)]
     assert benchmark.main(words) == 0
     printed = capsys.readouterr().out
     assert "against the published package: speed x" in printed and "against the published order: speed x" in printed
     result = json.loads(out.read_text(encoding="utf-8"))
-    values = [row["value"] for row in result["versions"].values()]
-    package, order, ours = values
-    assert ours == pytest.approx(order, rel=1e-3)  # float32: phases of nearly empty bins are noise in both
-    assert ours == pytest.approx(package, rel=2e-2)  # which leaves it to rounding where half a turn is +pi or -pi
+    for name, found in result["comparisons"].items():
+        # VGG19's maps have bins that are empty but for rounding; the published order gives them a phase, noise that differs by
+        # machine (0.5 % of the loss has been seen), and so this is no check of likeness: the test above is
+        assert found["gap"] < 0.1, name
     for row in result["ranking"]:
         assert row["fdl_noise"] > row["fdl_grid"] and row["fdl_trained_noise"] > row["fdl_trained_grid"]
         assert row["grid_loss_grid"] > row["grid_loss_noise"]
+
+
+def stand_in_package(folder: Path) -> Path:
+    (folder / "FDL_pytorch").mkdir()
+    (folder / "FDL_pytorch" / "FDL.py").write_text(STAND_IN)
+    return folder
 
 
 def test_the_benchmark_says_where_the_package_comes_from(benchmark: ModuleType, tmp_path) -> None:
