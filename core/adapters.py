@@ -5,12 +5,12 @@
 Reference, policy and adversary of preference training are the same network with other adapters active: there is no second copy.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from .lora import BINDING_FACTS, Adapter, adapter_state, attach, load_attached
 from .weights import WeightsError
@@ -65,7 +65,7 @@ class AdapterStack:
         rank: int,
         *,
         alpha: float | None = None,
-        generator: Generator | None = None,
+        generator: torch.Generator | None = None,
     ) -> list[nn.Parameter]:
         """A new adapter that changes nothing yet: A Gaussian, B zero, float32. It does not act before `use`.
 
@@ -133,7 +133,7 @@ class AdapterStack:
         self._set_gradients()
 
     @contextmanager
-    def using(self, *names: str) -> Iterator[None]:
+    def using(self, *names: str) -> Generator[None]:
         """Inside, these adapters act; after it those that did before."""
         before = self._active
         self.use(*names)
@@ -156,7 +156,7 @@ class AdapterStack:
         self._check((name,))
         return adapter_state(self.network, name)
 
-    def adapter(self, name: str, **info: Any) -> Adapter:
+    def adapter(self, name: str, /, **info: Any) -> Adapter:
         """An adapter as it would be written to disk.
 
         Args:

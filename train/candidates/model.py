@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from ...core.records import Conditioning
+from ..prompts import PROMPTS, TINY, prompt_teller
 from .config import CandidatesConfig
 from .sources import Group
 
-TINY, NO_TEXT = "tiny", "none"
 TINY_PIXEL: dict[str, Any] = {
     "patch_px": 4, "width": 8, "heads": 2, "layers": 1, "mlp_ratio": 1.0, "conditioning_dim": 4, "start_sigma": 0.8
 }  # fmt: skip
 KEYS = ("diffusers", "diffusion_models", "checkpoints", "vae", "controlnet")
-PROMPTS = "prompts"  # encoded ones, inside the run folder: training needs no text encoder for them
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Tell = Callable[[str], Conditioning | None]
 
@@ -84,31 +83,11 @@ def _open(config: CandidatesConfig, folder: Path, device: torch.device, folders:
         device=device,
         **facts,
     )
-    return backbone, _teller(config, folder, backbone, device, folders)
-
-
-def _teller(config: CandidatesConfig, folder: Path, backbone: Any, device: torch.device, folders: Sequence[str | Path]) -> Tell:
-    """A prompt's embeddings, encoded once and kept in the run folder."""
-    model = config.model
-    if model.text == NO_TEXT:
-        return lambda _: None
-    from ...core.conditioning import PromptEncoder, PromptStore, load_prompt_models
-    from ...core.conditioning.tiny import tiny_prompt_models
-
-    style = getattr(backbone, "version", "") or model.backbone
-    dtype = _DTYPES[model.precision] if device.type != "cpu" else torch.float32
-
-    def load() -> Any:
-        if model.text == TINY:
-            return tiny_prompt_models(style, backbone.conditioning_dim, getattr(backbone, "pooled_dim", 0) or 16)
-        return load_prompt_models(style, model.text or None, folders, dtype, device)
-
-    encoder = PromptEncoder(load, style, device, store=PromptStore(folder / PROMPTS))
-
-    def tell(text: str) -> Conditioning:
-        return encoder.encode([text]).to(device)
-
-    return tell
+    tell = prompt_teller(
+        model.text, backbone, model.backbone,
+        folder=folder / PROMPTS, dtype=_DTYPES[model.precision], device=device, folders=folders,
+    )  # fmt: skip
+    return backbone, lambda text: tell([text])
 
 
 def tiny_pixel(options: dict[str, Any]) -> Any:
