@@ -53,8 +53,8 @@ def resolve_targets(transformer: nn.Module, patterns: Iterable[str]) -> list[str
     wanted = tuple(patterns)
     root: Any = transformer
     linear: list[str] = [n.removesuffix(".base_layer") for n, module in root.named_modules() if isinstance(module, nn.Linear)]
-    chosen = [name for name in dict.fromkeys(linear) if any(_ends(name, pattern) for pattern in wanted)]
-    idle = [pattern for pattern in wanted if not any(_ends(name, pattern) for name in chosen)]
+    chosen = [name for name in dict.fromkeys(linear) if any(fits(name, pattern) for pattern in wanted)]
+    idle = [pattern for pattern in wanted if not any(fits(name, pattern) for name in chosen)]
     if idle or not chosen:
         raise ValueError(
             f"targets: expected ends of names of linear layers, {', '.join(idle) or 'an empty list'} match none in "
@@ -63,7 +63,8 @@ def resolve_targets(transformer: nn.Module, patterns: Iterable[str]) -> list[str
     return chosen
 
 
-def _ends(name: str, pattern: str) -> bool:
+def fits(name: str, pattern: str) -> bool:
+    """Whether a pattern of `resolve_targets` means the layer of that name."""
     return fnmatchcase(name, pattern) if "*" in pattern else name == pattern or name.endswith(f".{pattern}")
 
 

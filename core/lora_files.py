@@ -1,6 +1,7 @@
 """Adapters on disk: our safetensors file, the released pair of pickles, and the formats of ComfyUI's and diffusers' loaders."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -10,18 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .lora import LORA_TARGETS, Adapter
-from .lora_names import from_foreign, is_foreign
-from .weights import MissingModelError, WeightsError, check_state, load_state_dict, read_info, save_weights
+from .lora import LORA_TARGETS, Adapter, fits
+from .lora_names import from_diffusers, from_foreign, is_foreign
+from .weights import MissingModelError, WeightsError, check_state, load_state_dict, read_info, read_notes, save_weights
 
 # what the released weights were made with and do not say themselves: specification strsr.md, sections 1.4, 1.5 and 5
 RELEASED: dict[str, dict[str, Any]] = {
-    "flux2_klein": {"base": "FLUX.2-klein-base-4B", "latents": "native", "start_sigma": 0.8},
-    "z_image": {"base": "Z-Image-Turbo", "latents": "raw", "start_sigma": 0.8},
+    "flux2_klein": {"base": "FLUX.2-klein-base-4B", "latents": "native", "start_sigma": 0.8, "step_length": 0.8},
+    "z_image": {"base": "Z-Image-Turbo", "latents": "raw", "start_sigma": 0.8, "step_length": 0.8},
     "flux1": {"base": "FLUX.1-dev", "lora_scope": "condition_only", "guidance": 3.5},  # ASASR; asasr.md 3.2 and 3.3
 }
 FORMATS = ("alignsr", "comfyui", "diffusers")
-_PREFIXES = ("base_model.model.", "transformer.", "unet.")
+_PEFT = "base_model.model."  # so the released files name their layers
+_PREFIXES = (_PEFT, "transformer.", "unet.")
 _DIFFUSERS_NOTE = "lora_adapter_metadata"  # where diffusers looks for alpha, which its key names have no place for
 _ONLY_FLUX1 = (  # FLUX.2's blocks share one modulation, and its single blocks one layer for q, k, v and the feed-forward part
     "*.norm.linear", "*.norm1.linear", "*.norm1_context.linear", "single_transformer_blocks.*.attn.to_[qkv]", "*.proj_mlp",
@@ -34,8 +36,8 @@ def read_adapter(path: str | Path) -> Adapter:
     """Read an adapter: our safetensors file, or `state_dict.pth` as released (or the folder it lies in) with `projector.pth`.
 
     Files that we wrote for diffusers or for ComfyUI are read back too, without the projector, and so are adapters of other
-    programs under ComfyUI's, kohya's or the original checkpoints' names; such a one is made for the base model and says nothing
-    of latents and noise level. Pickle files are read under `weights_only=True`.
+    programs under diffusers', ComfyUI's, kohya's or the original checkpoints' names; such a one is made for the base model and
+    says nothing of latents and noise level. Pickle files are read under `weights_only=True`.
 
     Raises:
         MissingModelError: nothing there.
@@ -54,7 +56,10 @@ def read_adapter(path: str | Path) -> Adapter:
     if is_foreign(state) or info.get("layout") == "comfyui":
         return _from_foreign(state, info, str(file))
     if info.get("architecture") != "lora":
-        return _described(_canonical(state), {}, str(file))
+        note = _diffusers_note(file)
+        if not note and _is_released(state):
+            return _described(_canonical(state), {}, str(file))
+        return _from_diffusers(_canonical(state), note, str(file))
     if info.get("layout") == "diffusers":
         return Adapter(_canonical(state), info, {}, str(file))
     parts = {part: {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")} for part in _PARTS}
@@ -75,7 +80,13 @@ def from_released(state_dict: str | Path, projector: str | Path | None = None) -
     Source:
         StrSR specification, section 1.7.
     """
-    state = _canonical(load_state_dict(state_dict))
+    named = load_state_dict(state_dict)
+    if not _is_released(named) and any(name.startswith(_PREFIXES[1:]) for name in named):
+        raise WeightsError(
+            f"{state_dict}: expected PEFT's names ({_PEFT}...) as the released files have them, got diffusers' "
+            f"({min(named)}); save this adapter as safetensors"
+        )
+    state = _canonical(named)
     layers: dict[str, Tensor] = {} if projector is None else load_state_dict(projector)
     if layers:
         check_projector(layers, str(projector))
@@ -94,6 +105,55 @@ def _from_foreign(state: Mapping[str, Tensor], info: Mapping[str, Any], source: 
     return Adapter(
         named, {"backbone": _kind_of(layers, named, source), "rank": rank, "alpha": alpha, "targets": layers}, {}, source
     )
+
+
+def _is_released(state: Mapping[str, Tensor]) -> bool:
+    """Whether a file without our header is one of those that the papers' authors published: known by PEFT's names.
+
+    ASASR's restoration adapter is the one that has diffusers' names; it is known by its layers, which are all that FLUX.1 has of
+    those kinds, the embedder of the picture included.
+
+    Source:
+        strsr.md section 1.7; asasr.md sections 3.2 and 3.3.
+    """
+    if all(name.startswith(_PEFT) for name in state):
+        return True
+    layers = {name.rsplit(".lora_", 1)[0] for name in _canonical(state)}
+    kinds = [{pattern for pattern in LORA_TARGETS["flux1"] if fits(layer, pattern)} for layer in layers]
+    return all(kinds) and set[str]().union(*kinds) == set(LORA_TARGETS["flux1"])
+
+
+def _from_diffusers(state: Mapping[str, Tensor], note: Mapping[str, Any], source: str) -> Adapter:
+    """An adapter of another program under diffusers' names, whose alphas are in a note in the header, if anywhere."""
+    layers = sorted({name.rsplit(".lora_", 1)[0] for name in state if ".lora_" in name})
+    patterns: Mapping[str, float] = note.get("alpha_pattern") or {}
+    # PEFT's rule: a pattern is the end of a layer's name, as a regular expression
+    found = [(layer, next((p for p in patterns if re.fullmatch(rf"(.*\.)?({p})", layer)), None)) for layer in layers]
+    alphas = {layer: float(patterns[pattern]) for layer, pattern in found if pattern is not None}
+    common = note.get("lora_alpha")
+    matrices, rank, alpha = from_diffusers(state, alphas, None if common is None else float(common), source)
+    return Adapter(
+        matrices, {"backbone": _kind_of(layers, state, source), "rank": rank, "alpha": alpha, "targets": layers}, {}, source
+    )
+
+
+def _diffusers_note(file: Path) -> dict[str, Any]:
+    """What diffusers wrote into the header of the network's adapter, without the prefix of its keys; {} if nothing.
+
+    Raises:
+        WeightsError: a note that cannot be read, or one that asks for another scale than alpha / rank.
+    """
+    text = read_notes(file).get(_DIFFUSERS_NOTE, "{}")
+    try:
+        everything: dict[str, Any] = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{file}: expected a JSON object in {_DIFFUSERS_NOTE}, got {text[:60]!r}; get it again") from error
+    split = [(*key.partition(".")[::2], value) for key, value in everything.items()]
+    note = {key: value for prefix, key, value in split if prefix in ("transformer", "unet")}
+    for key in ("use_rslora", "use_dora"):
+        if note.get(key):
+            raise WeightsError(f"{file}: expected an adapter of scale alpha / rank, got one with {key}; it is not read here")
+    return note
 
 
 def _undressed(name: str) -> str:

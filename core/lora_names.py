@@ -8,7 +8,7 @@ Each with an optional `.alpha`. A fused layer's matrices are those of its three 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -102,18 +102,59 @@ def from_foreign(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Te
             layer.alpha = float(tensor)
         else:
             layer.halves[_HALVES[match["half"]]] = tensor
+    _check_pairs(found, unknown, source, " in the transformer's blocks")
+    return _uniform(_split(found))
+
+
+def from_diffusers(
+    state: Mapping[str, Tensor], alphas: Mapping[str, float], alpha: float | None, source: str
+) -> tuple[dict[str, Tensor], int, float]:
+    """The matrices of an adapter that already has diffusers' names, all of one rank and alpha, as `from_foreign` makes them.
+
+    Args:
+        state: `<layer>.lora_A.weight` and `<layer>.lora_B.weight`, perhaps `<layer>.alpha`.
+        alphas: of single layers, as the file's header says.
+        alpha: of all others; None is their rank.
+        source: for messages.
+
+    Returns:
+        `<layer>.lora_A.weight` and `<layer>.lora_B.weight`, the rank, and alpha.
+
+    Raises:
+        WeightsError: another kind of adapter (DoRA), or half of a pair missing.
+    """
+    found: dict[str, _Layer] = {}
+    unknown: list[str] = []
+    for name, tensor in state.items():
+        match = _KEY.fullmatch(name)
+        if match is None:
+            unknown.append(name)
+            continue
+        layer = found.setdefault(match["layer"], _Layer(alpha=alphas.get(match["layer"], alpha)))
+        if match["half"] is None:
+            layer.alpha = float(tensor)
+        else:
+            layer.halves[_HALVES[match["half"]]] = tensor
+    _check_pairs(found, unknown, source)
+    return _uniform({name: (layer.halves["A"], layer.halves["B"], _alpha_of(layer)) for name, layer in found.items()})
+
+
+def _alpha_of(layer: _Layer) -> float:
+    return float(layer.halves["A"].shape[0]) if layer.alpha is None else layer.alpha
+
+
+def _check_pairs(found: Mapping[str, _Layer], unknown: Sequence[str], source: str, where: str = "") -> None:
     if unknown:
         raise WeightsError(
-            f"{source}: expected pairs of lora_A and lora_B (or lora_down and lora_up) in the transformer's blocks, got "
+            f"{source}: expected pairs of lora_A and lora_B (or lora_down and lora_up){where}, got "
             f"{', '.join(sorted(unknown)[:3])}{f' and {len(unknown) - 3} more' if len(unknown) > 3 else ''}; "
-            "LoKr, LoHa and DoRA, and layers outside the blocks, are not read here"
+            f"LoKr, LoHa and DoRA{', and layers outside the blocks,' if where else ''} are not read here"
         )
     halved = sorted(name for name, layer in found.items() if set(layer.halves) != {"A", "B"})
     if halved or not found:
         raise WeightsError(
             f"{source}: expected two matrices per layer, got one for {', '.join(halved[:3]) or 'none'}; get the file again"
         )
-    return _uniform(_split(found))
 
 
 def _without_prefix(name: str) -> str:
@@ -127,7 +168,7 @@ def _split(found: Mapping[str, _Layer]) -> dict[str, tuple[Tensor, Tensor, float
     layers: dict[str, tuple[Tensor, Tensor, float]] = {}
     for name, layer in found.items():
         down, up = layer.halves["A"], layer.halves["B"]
-        alpha = float(down.shape[0]) if layer.alpha is None else layer.alpha
+        alpha = _alpha_of(layer)
         block, number, rest = name.split(".", 2)
         if rest in _FUSED:
             parts = up.chunk(3)

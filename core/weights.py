@@ -103,8 +103,7 @@ def read_info(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: no such file.
         WeightsError: damaged header, or one whose entry of ours is not a JSON object.
     """
-    with _open(Path(path)) as file:
-        metadata: dict[str, str] = file.metadata() or {}
+    metadata = read_notes(path)
     if METADATA_KEY not in metadata:
         return {}
     try:
@@ -114,6 +113,17 @@ def read_info(path: str | Path) -> dict[str, Any]:
     if not isinstance(info, dict):
         raise WeightsError(f"{path}: expected a JSON object under {METADATA_KEY!r} in the header; export the file again")
     return cast(dict[str, Any], info)
+
+
+def read_notes(path: str | Path) -> dict[str, str]:
+    """The entries of a safetensors header, other programs' too.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: damaged header.
+    """
+    with _open(Path(path)) as file:
+        return file.metadata() or {}
 
 
 def _open(path: Path) -> Any:

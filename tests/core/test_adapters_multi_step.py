@@ -189,7 +189,7 @@ def test_adapters_of_other_backbones_are_refused(tmp_path: Path) -> None:
     for kind, other in (KINDS, KINDS[::-1]):
         with pytest.raises(ValueError, match=f"lora: expected an adapter of {kind}, adapter 1 is one of {other}"):
             open_multi_step(kind, "tiny", adapters=[(adapter(other, 1), 1.0)])
-    unet = {f"unet.{name}": value for name, value in matrices(tiny_multi_step("stable_diffusion")).items()}
+    unet = {f"base_model.model.{name}": value for name, value in matrices(tiny_multi_step("stable_diffusion")).items()}
     save_file(unet, tmp_path / "unknown.safetensors")
     with pytest.raises(WeightsError, match="got one of stable_diffusion without a header"):
         read_adapter(tmp_path / "unknown.safetensors")

@@ -185,7 +185,11 @@ def test_released_files_become_one_file_with_metadata(kind: str, tmp_path: Path)
     assert released.info["backbone"] == kind and released.rank == RANK and released.scale == 1.0
     assert released.info["latents"] == ("native" if kind == "flux2_klein" else "raw")
     path = save_adapter(tmp_path / "one.safetensors", released)
-    assert read_info(path)["targets"] == list(LORA_TARGETS[kind]) and read_info(path)["start_sigma"] == 0.8
+    assert read_info(path)["targets"] == list(LORA_TARGETS[kind])
+    assert (read_info(path)["start_sigma"], read_info(path)["step_length"]) == (0.8, 0.8)
+    for source in (tmp_path / "released", path):
+        spec = open_backbone(kind, "tiny", precision="fp32", lora=source).spec
+        assert (spec.start_sigma, spec.step_length) == (0.8, 0.8)
     again = read_adapter(path)
     assert again.info["backbone"] == kind
     for a, b in ((released.state, again.state), (released.projector, again.projector)):
@@ -217,6 +221,9 @@ def test_released_files_that_are_not(tmp_path: Path) -> None:
         WeightsError, match="expected an adapter of flux2_klein or z_image or flux1 or stable_diffusion, got weight"
     ):
         from_released(folder / "other.pth")
+    torch.save({f"transformer.{name}": tensor for name, tensor in adapter_for("z_image").state.items()}, folder / "other.pth")
+    with pytest.raises(WeightsError, match=r"other\.pth: expected PEFT's names .* got diffusers' \(transformer\."):
+        read_adapter(folder / "other.pth")
     torch.save({"0.weight": torch.zeros(8, 24)}, folder / "projector.pth")
     with pytest.raises(WeightsError, match=r"projector\.pth: .*missing: 0\.bias, 2\.bias, 2\.weight"):
         read_adapter(folder)

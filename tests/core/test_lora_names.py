@@ -1,5 +1,6 @@
 """Adapters under other programs' names give the weights that those programs would give."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_fused_layers_ranks_and_alphas_of_other_trainers(kind: str, flat: bool, 
     assert changed == len({name.split(".lora_")[0] for name in state if ".lora_" in name})
 
 
-def test_diffusers_names_of_part_of_the_layers(tmp_path: Path) -> None:
+def test_kohyas_names_of_part_of_the_layers(tmp_path: Path) -> None:
     layer = "transformer_blocks.0.attn.to_out.0"
     down, up = torch.randn(4, 32), torch.randn(32, 4)
     state = {f"lora_transformer_{layer.replace('.', '_')}.lora_down.weight": down}
@@ -63,6 +64,50 @@ def test_diffusers_names_of_part_of_the_layers(tmp_path: Path) -> None:
     after = network.state_dict()
     assert [name for name in before if not torch.equal(before[name], after[name])] == [f"{layer}.weight"]
     torch.testing.assert_close(after[f"{layer}.weight"], before[f"{layer}.weight"] + up @ down)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [
+        ("flux2_klein", ("transformer_blocks.0.attn.to_out.0", "single_transformer_blocks.0.attn.to_out")),
+        ("z_image", ("layers.0.attention.to_q", "layers.1.feed_forward.w2")),
+    ],
+)
+def test_diffusers_names_of_other_trainers_are_not_taken_for_released_ones(
+    kind: str, layers: tuple[str, str], tmp_path: Path
+) -> None:
+    """Its own layers, alpha by the header's note, by a pattern for one of them; latents and noise level stay the base model's."""
+    network = tiny(kind).transformer
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    matrices: dict[str, torch.Tensor] = {}
+    for layer in layers:
+        out, inputs = before[f"{layer}.weight"].shape
+        matrices |= {f"{layer}.lora_A.weight": torch.randn(4, inputs), f"{layer}.lora_B.weight": torch.randn(out, 4)}
+    end = layers[1].split(".", 2)[2]
+    note = {"r": 4, "lora_alpha": 8, "alpha_pattern": {end.replace(".", r"\."): 2}, "target_modules": list(layers)}
+    text = json.dumps({**{f"transformer.{key}": value for key, value in note.items()}, "text_encoder.lora_alpha": 64})
+    state = {f"transformer.{name}": tensor for name, tensor in matrices.items()}
+    for header, scales in (({"format": "pt", "lora_adapter_metadata": text}, (2.0, 0.5)), (None, (1.0, 1.0))):
+        save_file(state, tmp_path / "other.safetensors", header)
+        adapter = read_adapter(tmp_path / "other.safetensors")
+        assert adapter.info["backbone"] == kind and adapter.rank == 4 and adapter.info["targets"] == sorted(layers)
+        assert not adapter.info.keys() & {"latents", "start_sigma", "step_length", "base"}
+        network.load_state_dict(before)
+        adapter.merge_into(network)
+        after = network.state_dict()
+        assert {name for name in before if not torch.equal(before[name], after[name])} == {f"{layer}.weight" for layer in layers}
+        for layer, scale in zip(layers, scales, strict=True):
+            product = matrices[f"{layer}.lora_B.weight"] @ matrices[f"{layer}.lora_A.weight"]
+            torch.testing.assert_close(after[f"{layer}.weight"], before[f"{layer}.weight"] + scale * product, msg=layer)
+    opened = open_backbone(kind, "tiny", precision="fp32", lora=tmp_path / "other.safetensors")
+    assert opened.latents == tiny(kind).latents
+    for header, message in (
+        ({"lora_adapter_metadata": "[1]"}, "JSON object in lora_adapter_metadata"),
+        ({"lora_adapter_metadata": '{"transformer.use_rslora": true}'}, "got one with use_rslora"),
+    ):
+        save_file(state, tmp_path / "other.safetensors", header)
+        with pytest.raises(WeightsError, match=message):
+            read_adapter(tmp_path / "other.safetensors")
 
 
 def test_what_is_not_read_is_named(tmp_path: Path) -> None:
