@@ -122,13 +122,23 @@ class Loop:
         return self.run.batch_size * self.run.accumulation_steps * int(self.accelerator.num_processes)
 
     @property
+    def first_sample(self) -> int:
+        """Index of the run's first sample: those before it were seen by the trainings that it goes on from."""
+        return int(self.state.extra.get("first_sample", 0))
+
+    @property
+    def samples(self) -> int:
+        """Samples seen up to where the run stands, those of the trainings that it goes on from included."""
+        return self.first_sample + self.state.step * self.samples_per_step
+
+    @property
     def batch_stride(self) -> int:
         """From the first sample of one forward pass of this process to that of its next one."""
         return self.run.batch_size * int(self.accelerator.num_processes)
 
     def prefetch(self, data: PairData, workers: int) -> Prefetch:
         """The training batches of this process, prepared ahead; a context manager."""
-        end = self.run.steps * self.samples_per_step
+        end = self.first_sample + self.run.steps * self.samples_per_step
         return Prefetch(data, workers, self.batch_stride, end, pin=self.device.type == "cuda")
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -146,7 +156,7 @@ class Loop:
             self._buffers = {p.module: [b.detach().clone() for b in p.module.buffers()] for p in self.parts.values()}
             # what a network draws is a function of the step, not of what came before; processes start alike, so that a layer can
             # draw for the samples of all of them and take its own (StochasticDepth), as one process would
-            torch.manual_seed(sample_seed(self.run.seed, self.state.step))
+            torch.manual_seed(sample_seed(self.run.seed, self.first_sample + self.state.step))
             for name, part in self.parts.items():
                 rate = learning_rate(self.state.step, self.run.steps, part.optimizer.learning_rate, part.schedule)
                 for group in self.optimizers[name].param_groups:
@@ -179,8 +189,10 @@ class Loop:
                     "continue with --resume"
                 )
             position = self.state.step * self.run.accumulation_steps + micro
-            first_index = position * self.batch_stride + int(self.accelerator.process_index) * self.run.batch_size
-            yield data.batch(first_index, self.run.batch_size).to(self.device, non_blocking=self.device.type == "cuda")
+            place = position * self.batch_stride + int(self.accelerator.process_index) * self.run.batch_size
+            yield data.batch(self.first_sample + place, self.run.batch_size).to(
+                self.device, non_blocking=self.device.type == "cuda"
+            )
 
     def backward(self, name: str, terms: LossTerms, samples: tuple[str, ...]) -> None:
         """Check, average and differentiate the loss of one forward pass of part `name`.
@@ -270,6 +282,7 @@ class Loop:
         if not self.is_main:
             return None
         self.state.extra["scaler"] = self.scaler.state_dict()
+        self.state.extra["samples"] = self.samples
         self.state.extra["seconds"] = self._elapsed + time.monotonic() - self._started
         self._write_text("log.jsonl", "".join(json.dumps(entry) + "\n" for entry in self.logs))
         return self.state.save(self.folder, self.hash, self.run.keep_checkpoints)

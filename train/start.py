@@ -1,10 +1,11 @@
-"""Runs that go on from another run's checkpoint: where it lies, and what that run itself began with."""
+"""Runs that go on from another run: where its checkpoint lies, what that run itself began with, how many samples it saw."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.weights import MissingModelError, WeightsError
+from ..core.weights import MissingModelError, WeightsError, find_model, read_info
 from .state import checkpoints
 
 
@@ -42,3 +43,15 @@ def first_init(checkpoint: Path) -> str:
             f"start_from: expected {path} of a one-step run beside the checkpoint, got {error!r}; name that run's own folder"
         ) from error
     return first_init(find_checkpoint(before)) if before else init
+
+
+def samples_before(init: str, folders: Sequence[str | Path] = ()) -> int:
+    """How many samples the training saw that made the weights of `model.init`, by their header; 0 for any other file.
+
+    Raises:
+        MissingModelError, WeightsError: no such file, or damaged.
+    """
+    if not init or Path(init).expanduser().is_dir():
+        return 0
+    path = find_model(init, folders)
+    return int(read_info(path).get("samples", 0)) if path.suffix == ".safetensors" else 0

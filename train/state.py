@@ -100,12 +100,17 @@ class TrainState:
     def adopt(self, path: Path) -> None:
         """Go on from the checkpoint of another run: its weights and optimisers, not its step, learning rates or random state.
 
-        Averages start at the weights.
+        Averages start at the weights, and samples after those that the run before has seen: they are functions of seed and index.
 
         Raises:
-            WeightsError: damaged file, or one with other modules.
+            WeightsError: damaged file, or one with other modules, or of a version that did not count samples.
         """
         info = _read(path)
+        if "samples" not in info["extra"]:
+            raise WeightsError(
+                f"{path}: expected a checkpoint that says how many samples were seen, got one of an older version; "
+                "start from the run's weight files instead"
+            )
         groups = {name: [dict(group) for group in optimizer.param_groups] for name, optimizer in self.optimizers.items()}
         self._load_parts(path, load_state_dict(path), info, ("modules",))
         for name, optimizer in self.optimizers.items():
@@ -115,6 +120,7 @@ class TrainState:
             with torch.no_grad():
                 for own, live in zip(average.module.parameters(), self.modules[name].parameters(), strict=True):  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
                     own.copy_(live)
+        self.extra["first_sample"] = int(info["extra"]["samples"])
 
     def _load_parts(self, path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any], groups: Sequence[str]) -> None:
         for group, modules in (("modules", self.modules), ("averages", self.averages)):

@@ -17,6 +17,7 @@ from alignsr.core.networks.tiny_autoencoder import TinyAutoencoder
 from alignsr.core.restore import one_step
 from alignsr.core.weights import WeightsError, load_state_dict, read_info, save_weights
 from alignsr.train.config import ConfigError, published
+from alignsr.train.data import PairData
 from alignsr.train.loop import Loop, NonFiniteError, Stopped
 from alignsr.train.one_step import InAutocast, OneStepModelConfig
 from alignsr.train.one_step_files import merged_state, showing
@@ -249,6 +250,56 @@ def test_stage_2_goes_on_with_the_optimisers_of_a_checkpoint(pictures, tmp_path)
     assert base.keys() == merged.keys(), "a third stage still finds the weights that the first began with"
     with pytest.raises(FileNotFoundError, match="start_from: expected a run folder with checkpoints"):
         recipe.train(replace(two, start_from=(tmp_path / "nowhere").as_posix()), tmp_path / "three")
+    newest = checkpoints(tmp_path / "two")[-1]
+    info = read_info(newest)
+    info["extra"].pop("samples")
+    save_weights(newest, load_state_dict(newest), info)
+    with pytest.raises(WeightsError, match="says how many samples were seen"):
+        recipe.train(replace(two, start_from=(tmp_path / "two").as_posix()), tmp_path / "four")
+
+
+@pytest.mark.parametrize("start", ["checkpoint", "files"])
+def test_stage_2_sees_other_samples_than_stage_1(start, pictures, tmp_path, monkeypatch):
+    """Both have one seed. Its own resume goes on in its own place, and a third stage goes on after both."""
+    asked, drawn, batch, draws = [], [], PairData.batch, recipe._draws
+
+    def watched(self, first_index, size):
+        asked.extend(range(first_index, first_index + size))
+        return batch(self, first_index, size)
+
+    def noted(config, loop, micro):
+        draw = draws(config, loop, micro)
+        drawn.append(draw(recipe.NOISE).initial_seed())
+        return draw
+
+    monkeypatch.setattr(PairData, "batch", watched)
+    monkeypatch.setattr(recipe, "_draws", noted)
+    options = {**FOUR, "optimizer__learning_rate": 1e-3, "data__workers": 0, "run__accumulation_steps": 2}
+
+    def stage(before, **more):
+        if before is None:
+            return light("tiny-strsr-pixel-stage1", pictures, **options, **more)
+        if start == "checkpoint":
+            return light(PIXEL, pictures, **options, **more, start_from=before.folder.as_posix())
+        critic = recipe.critic_path(before.weights).as_posix()
+        return light(PIXEL, pictures, **options, **more, model__init=before.weights.as_posix(), discriminator__init=critic)
+
+    one = recipe.train(stage(None), tmp_path / "one")
+    per_stage = 4 * 2 * 2  # steps, forward passes, samples of each
+    assert asked == list(range(per_stage))
+    whole = recipe.train(stage(one), tmp_path / "whole")
+    assert asked == list(range(2 * per_stage)) and len(set(drawn)) == len(drawn) == 2 * 4 * 2
+    before = len(asked)
+    with pytest.raises(Stopped, match="step 3 of 4"):
+        recipe.train(stage(one), tmp_path / "parts", StopAfter(3))
+    recipe.train(stage(one), tmp_path / "parts", resume=True)
+    assert asked[before:] == list(range(per_stage, 2 * per_stage))
+    for file in (whole.weights.name, recipe.critic_path(whole.weights).name, checkpoints(tmp_path / "whole")[-1].name):
+        assert equal_files(tmp_path / "whole" / file, tmp_path / "parts" / file), file
+    third = recipe.train(stage(whole, run__export_every=3), tmp_path / "third")
+    assert asked[-per_stage:] == list(range(2 * per_stage, 3 * per_stage))
+    exported = sorted((third.folder / "exports").iterdir())
+    assert [read_info(path)["samples"] for path in (*exported, third.weights)] == [44, 48, 48]
 
 
 @pytest.mark.parametrize(
@@ -455,7 +506,7 @@ def test_25_draws_differ_between_processes_and_steps_and_repeat(pictures):
 
     class Place:
         def __init__(self, step, process):
-            self.batch_stride = 2
+            self.batch_stride, self.first_sample = 2, 0
             self.state = type("State", (), {"step": step})
             self.accelerator = type("Accelerator", (), {"process_index": process})
 

@@ -14,7 +14,8 @@ accumulation, several processes, bf16 autocast, EMA, gradient checkpointing, 8-b
 Assumed: one GPU holds frozen transformer, autoencoder, vision-language model and critic (conditioning.keep = "home" moves the
 vision-language model out between steps).
 Stage 2 starts from stage 1's files (`model.init`, `discriminator.init`), or, optimisers included, from its checkpoint
-(`start_from`, which goes before them).
+(`start_from`, which goes before them). Samples go on after those of stage 1, whichever way: the header of its weights and its
+checkpoint say how many it saw, and with the same seed stage 2 would otherwise meet the same pictures, crops and noise again.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,7 +55,7 @@ from ..one_step_critic import CriticConfig, critic_path, critic_terms, judged
 from ..one_step_files import save_result, showing
 from ..one_step_validation import samples, validate
 from ..session import open_pairs, training
-from ..start import find_checkpoint, first_init
+from ..start import find_checkpoint, first_init, samples_before
 from ..state import checkpoints
 from ..validation import SMALLEST_HELD_OUT_PX
 
@@ -173,6 +174,8 @@ def train(
         loop = Loop(config, config.run, parts, folder, hooks, resume)
         if before is not None and not checkpoints(folder):
             loop.state.adopt(before)
+        elif not checkpoints(folder):
+            loop.state.extra["first_sample"] = samples_before(config.model.init, model_folders)
         model.to(loop.device)
         if critic is not None:
             critic.to(loop.device)
@@ -217,7 +220,7 @@ def train(
 
         weights = folder / f"{config.name}.safetensors"
         if loop.is_main:
-            save_model(config, model, _averaged(loop), weights, loop.state.step)
+            save_model(config, model, _averaged(loop), weights, loop.state.step, loop.samples)
             if critic is not None:
                 save_weights(critic_path(weights), critic.trainable_state(), {"architecture": "critic_heads", "options": {}})
         loop.finish()
@@ -260,7 +263,7 @@ def _check_patch(config: OneStepDistillConfig, what: str, minimum_px: int) -> No
 def _draws(config: OneStepDistillConfig, loop: Loop, micro: int) -> Callable[[int], Generator]:
     """Random generators of one forward pass: functions of the seed and of the batch's first sample, so of process and step."""
     position = loop.state.step * config.run.accumulation_steps + micro
-    first = position * loop.batch_stride + int(loop.accelerator.process_index) * config.run.batch_size
+    first = loop.first_sample + position * loop.batch_stride + int(loop.accelerator.process_index) * config.run.batch_size
 
     def draw(purpose: int) -> Generator:
         return Generator().manual_seed(sample_seed(config.run.seed + purpose, first))
@@ -289,10 +292,11 @@ def _report(
                 loop.show(samples(backbone, data, told, loop.device))
     if loop.is_due(config.run.export_every):
         step = loop.state.step + 1
-        save_model(config, model, part, loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors", step)
+        path = loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors"
+        save_model(config, model, part, path, step, loop.samples + loop.samples_per_step)
 
 
-def save_model(config: OneStepDistillConfig, model: OneStepModel, part: TrainedPart, path: Path, step: int) -> Path:
+def save_model(config: OneStepDistillConfig, model: OneStepModel, part: TrainedPart, path: Path, step: int, samples: int) -> Path:
     """Write what was trained with everything needed to use it and to know what it is; see `train.one_step_files.save_result`."""
     info = {
         "name": config.name,
@@ -300,6 +304,7 @@ def save_model(config: OneStepDistillConfig, model: OneStepModel, part: TrainedP
         "licence": config.licence,
         "conditioning": config.conditioning.kind,
         "step": step,
+        "samples": samples,
         "config": to_mapping(config),
     }
     return save_result(model, config.model, part, path, info)
