@@ -33,6 +33,7 @@ BENCHMARKS = {
     "pair-data": Benchmark("pair_data.py", "training pairs per second beside what a step needs"),
     "one-step": Benchmark("one_step.py", "work, memory and time of the large one-step models beside their bound"),
     "fdl": Benchmark("fdl.py", "time and memory of the frequency distribution loss beside the published order of operations"),
+    "sobolev": Benchmark("sobolev.py", "time of the Sobolev energy beside the same by real FFTs and beside a mean square"),
     "scoring": Benchmark("scoring.py", "candidates scored per second, batched per metric, beside a loop picture by picture"),
     "candidates": Benchmark("candidates.py", "candidates sampled per minute by the models of DP2O-SR"),
     "candidates-kills": Benchmark("candidates_kills.py", "pipeline A killed at random moments: the same files?", "--kills N"),

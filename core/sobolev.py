@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_same_shape
+from .folded import can_fold, folded_energy
 from .spectral import dct2, idct2
 
 BANDS = ("low", "mid", "high")
@@ -80,6 +81,9 @@ class SobolevNorm:
         """
         if self.order == 0:  # the transform keeps sums of squares: the mean square itself, to the last bit
             return _wide(_batched(x)).square().flatten(1).mean(1)
+        if can_fold(_batched(x)):
+            wide = _wide(x)
+            return folded_energy(wide, self._weights_like(wide, "normalized"))
         return self._power(x, "normalized").flatten(1).mean(1)
 
     def band_energies(self, x: Tensor) -> Tensor:

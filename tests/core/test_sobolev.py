@@ -1,14 +1,20 @@
 """Sobolev norms: checks 1-8, 11, 12, 15, 16 and 18 of asasr.md 6.1, in float64 unless said."""
 
+import importlib.util
+import json
 import math
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignsr.core.folded import can_fold
 from alignsr.core.sobolev import BANDS, SobolevNorm, closed_form, logit_scale, sobolev_energy
 from alignsr.core.spectral import dct2, dct_matrix, idct2
+from paths import ROOT
 from reference.formula import S
 
 ORDERS = (0.5, 1.0, 1.5, 2.0)
@@ -184,6 +190,41 @@ def test_what_a_preview_has_made_can_be_trained_with() -> None:
     assert x.grad is not None
 
 
+@pytest.mark.parametrize("size", [(32, 32), (34, 48), (64, 64)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_way_of_processors_gives_the_same_energy_and_gradient(size: tuple[int, int], dtype: torch.dtype) -> None:
+    """Half the multiplications on even grids of 32 and more; beside the transform as it is written."""
+    x, norm = residuals(3, 2, *size).requires_grad_(), SobolevNorm(1.5, 16.0)
+    weights = norm.weights(size)
+    plain = (weights / weights.mean() * dct2(x).square()).flatten(1).mean(1)
+    leaf = x.detach().to(dtype).requires_grad_()
+    assert can_fold(leaf)
+    with torch.no_grad():
+        still = norm.energy(leaf)
+    found = norm.energy(leaf)
+    assert torch.equal(found, still), "a reference without graph and a policy with one are equal bit for bit"
+    tolerance = {torch.float64: 1e-13, torch.float32: 1e-6}[dtype]
+    assert torch.allclose(found.double(), plain, rtol=tolerance)
+    share = torch.tensor([1.0, -2.0, 0.0], dtype=torch.float64)
+    (wanted,), (gradient,) = torch.autograd.grad(plain @ share, x), torch.autograd.grad(found.double() @ share, leaf)
+    assert torch.allclose(gradient.double(), wanted, rtol=0, atol=tolerance * float(wanted.abs().max()))
+    alone = torch.cat([norm.energy(leaf[n : n + 1]) for n in range(3)])
+    assert torch.allclose(alone, found, rtol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = norm.energy(leaf)
+        cast.sum().backward()
+    assert torch.equal(cast, found)
+
+
+def test_an_energy_made_by_a_preview_can_be_trained_with_on_large_grids() -> None:
+    norm = SobolevNorm(1.25, 13.0)
+    with torch.inference_mode():
+        norm.energy(torch.ones(1, 1, 36, 38))
+    x = torch.ones(1, 1, 36, 38, requires_grad=True)
+    norm.energy(x).sum().backward()
+    assert x.grad is not None
+
+
 def test_bands_add_up_to_the_energy() -> None:
     norm, x = SobolevNorm(1.5, 16.0), residuals(3, 2, 16, 24)
     bands = norm.band_energies(x)
@@ -216,3 +257,33 @@ def test_raw_scale_is_the_normalised_one_times_the_mean_weight() -> None:
 def test_bad_numbers_are_named(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()  # pyright: ignore[reportCallIssue]
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("sobolev_benchmark", ROOT / "benchmarks" / "sobolev.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 12), (12, 9), (64, 32)])
+def test_transforms_that_the_benchmark_compares_with(benchmark: ModuleType, size: tuple[int, int]) -> None:
+    x = residuals(2, 3, *size)
+    for transform in (benchmark.dct_by_axis, benchmark.dct_at_once):
+        assert torch.allclose(transform(x.float()).double(), dct2(x), atol=1e-5)
+
+
+def test_the_benchmark_compares_like_with_like(benchmark: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        assert benchmark.main(["--shapes", "2x3x32x48", "--rounds", "3", "--json", str(tmp_path / "r.json")]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    said, found = capsys.readouterr().out, json.loads((tmp_path / "r.json").read_text())
+    rows = found["shapes"]["2x3x32x48"]
+    for row in (rows[name] for name in (benchmark.BY_AXIS, benchmark.AT_ONCE)):
+        assert row["value_gap"] < 1e-6 and row["gradient_gap"] < 1e-6 and row["ratio"] > 0
+    assert "by rfft (target 1.5)" in said and "of the time not measured (no GPU)" in said
+    assert 0 < found["step"]["flops"] < 1e-5
