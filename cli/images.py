@@ -162,7 +162,7 @@ def degrade(
         ),
     ],
     preset: Annotated[
-        str, typer.Option("--preset", metavar="NAME", help="realesrgan, strsr, aesop_realworld, asasr, dp2o or bicubic.")
+        str, typer.Option("--preset", metavar="NAME", help="realesrgan, strsr, aesop_realworld, asasr, dp2o, bicubic or mild.")
     ] = "realesrgan",
     seed: Annotated[
         int, typer.Option("--seed", metavar="N", help="The N-th file of a folder (sorted by path, from 0) gets seed + N.")

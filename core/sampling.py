@@ -69,7 +69,9 @@ def draw_noise(shape: Sequence[int], generators: Sequence[Generator]) -> Tensor:
 
 
 def default_shift(backbone: MultiStepBackbone, height: int, width: int) -> float:
-    """The time shift for a tile of that size in pixels: FLUX's where the model has tokens, none elsewhere."""
+    """The time shift for a tile of that size in pixels: the model's own, else FLUX's where it has tokens, none elsewhere."""
+    if own := _own(backbone).shift:
+        return own
     tokens = backbone.spec.tokens(height, width)
     return flux_shift(tokens) if tokens else 1.0
 

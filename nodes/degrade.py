@@ -48,7 +48,7 @@ class Degrade:
                         "default": "realesrgan",
                         "tooltip": "realesrgan, strsr, asasr: second-order chains of the papers, heavy. aesop_realworld: "
                         "the same, milder. "
-                        "dp2o: one order. bicubic: only shrink, as the classical benchmarks do.",
+                        "dp2o: one order. mild: one order, much less. bicubic: only shrink, as the classical benchmarks do.",
                     },
                 ),
                 "seed": (

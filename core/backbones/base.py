@@ -20,6 +20,7 @@ class Sampling:
         guidance: its strength; 1 is none.
         guidance_kind: `embedded`: the model takes it as an input; `classifier_free`: two answers per step; `none`.
         negative_prompt: what the second answer is told.
+        shift: of Euler's noise levels, see `flow.sigma_schedule`; 0: by the number of tokens, see `sampling.default_shift`.
     """
 
     steps: int = 28
@@ -27,6 +28,7 @@ class Sampling:
     guidance: float = 1.0
     guidance_kind: Literal["none", "embedded", "classifier_free"] = "none"
     negative_prompt: str = ""
+    shift: float = 0.0
 
 
 @dataclass(frozen=True)

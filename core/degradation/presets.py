@@ -195,6 +195,18 @@ def _first_order(name: str) -> DegradationConfig:
     return DegradationConfig(name, first, None, FinalConfig(jpeg_quality=(30, 95)))
 
 
+def _mild(name: str) -> DegradationConfig:
+    first = StageConfig(
+        blur=BlurConfig(probability=0.7, kernel_size=(7, 15), sinc_probability=0.0, sigma=(0.2, 1.5)),
+        resize_probabilities=(0.1, 0.4, 0.5),
+        resize_range=(0.5, 1.2),
+        noise_std_255=(0, 8),
+        poisson_scale=(0.05, 0.6),
+    )
+    final = FinalConfig(jpeg_quality=(70, 100), sinc_probability=0.3, kernel_size=(7, 11), sinc_cutoff=(2 * math.pi / 3, math.pi))
+    return DegradationConfig(name, first, None, final)
+
+
 PRESETS: dict[str, DegradationConfig] = {
     # Wang et al. 2021, arXiv:2107.10833; numbers: AESOP spec 4.2, last column.
     "realesrgan": _second_order("realesrgan"),
@@ -215,6 +227,8 @@ PRESETS: dict[str, DegradationConfig] = {
     # DP2O-SR spec 5.22 = ResShift's first order, no sharpening.
     "dp2o": _first_order("dp2o"),
     "bicubic": DegradationConfig("bicubic"),
+    # Ours, for small models: one order of moderate blur, noise and JPEG, from which a few million parameters can still restore.
+    "mild": _mild("mild"),
 }
 
 

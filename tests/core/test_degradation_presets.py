@@ -27,6 +27,7 @@ TARGETS = {
     "asasr": (True, True, True, False),
     "dp2o": (False, False, True, False),
     "bicubic": (False, False, True, False),
+    "mild": (False, False, True, False),
 }
 
 
@@ -73,6 +74,16 @@ def test_dp2o_is_first_order() -> None:
 
 def test_bicubic_has_no_stage() -> None:
     assert (PRESETS["bicubic"].first, PRESETS["bicubic"].second, PRESETS["bicubic"].final) == (None, None, None)
+
+
+def test_mild_is_first_order_and_far_milder() -> None:
+    config = PRESETS["mild"]
+    assert config.first is not None and config.second is None
+    check_stage(config.first, (0.1, 0.4, 0.5), ((0.5, 1.2), (0, 8), (0.05, 0.6)), None)
+    assert (config.first.blur.probability, config.first.blur.sigma, config.first.blur.kernel_size) == (0.7, (0.2, 1.5), (7, 15))
+    assert config.final == FinalConfig(
+        jpeg_quality=(70, 100), sinc_probability=0.3, kernel_size=(7, 11), sinc_cutoff=(2 * PI / 3, PI)
+    )
 
 
 def test_targets_and_names() -> None:
