@@ -138,7 +138,8 @@ class RaganLossConfig:
     # what a logit is compared with: the mean over batch and positions (the paper's expectation), the mean over the batch at each
     # position (its code), the sample's own counterpart (its code at batch 1); none: a plain loss, as in the paper's ablation
     reference: Literal["global", "average", "paired", "none"] = "global"
-    span: Literal["all", "process"] = "all"  # `global`: the batches of all processes, or of each its own
+    # `global`: over the batches of all processes, or of each its own; of one forward pass: accumulation makes it no wider
+    span: Literal["all", "process"] = "all"
     factor: float = 0.5  # 1/2 in the released code, 1 in the paper's formula
     r1_weight: float = 10.0  # approximated R1, on the critic's side; 0 turns it off
     r1_sigma: float = 0.005  # of its noise, on images in [-1, 1]

@@ -11,6 +11,9 @@ the critic's, with the approximated R1 penalty in float32; then both are updated
 Supported: FLUX.2 [klein], Z-Image and `pixel` by LoRA, or small ones whole (lora.rank 0); conditioning by Qwen3-VL through a
 trained projector, by text, or none; any stack of losses on images; critics on CLIP, VGG19 or our own networks, or no critic;
 accumulation, several processes, bf16 autocast, EMA, gradient checkpointing, 8-bit optimiser, resume.
+N processes train as one does with N times the batch, and as one does with N times the accumulation where every mean of the GAN
+lies within one process's batch (losses.ragan.span = "process", or another reference than "global"). With span = "all" the
+mean covers all processes, but one forward pass alone, and accumulation makes passes smaller.
 Assumed: one GPU holds frozen transformer, autoencoder, vision-language model and critic (conditioning.keep = "home" moves the
 vision-language model out between steps).
 Stage 2 starts from stage 1's files (`model.init`, `discriminator.init`), or, optimisers included, from its checkpoint
