@@ -8,6 +8,7 @@ CONFIG = "strsr-flux2-klein"
 PICTURES = "strsr-pictures"
 PROMPT = "a sharp photograph full of fine detail"
 MODEL, LORA, RUN = 1, 5, 7  # outputs of One-Step Trainer
+AS_TRAINED = {"mode": "parity", "scope": "tile"}  # what conditioning.is_parity trains: two resizes, each crop told about itself
 
 
 def upscale_with_strsr(backbone: str, lora: str, name: str) -> Graph:
@@ -67,7 +68,12 @@ def train_strsr() -> Graph:
     }
     for stage, (trainer, told, result) in enumerate((("6", "11", "12"), ("7", "13", "14")), 1):
         graph[told] = node(
-            "AlignSRVLMEncode", f"Stage {stage}: conditions", vlm=["10", 0], model=[trainer, MODEL], image=["9", 0]
+            "AlignSRVLMEncode",
+            f"Stage {stage}: conditions",
+            vlm=["10", 0],
+            model=[trainer, MODEL],
+            image=["9", 0],
+            **AS_TRAINED,
         )
         graph[result] = node(
             "AlignSROneStepSR",
@@ -139,7 +145,7 @@ def strsr_ablation() -> Graph:
         graph[f"4{m}"] = {
             "without VLM": node("AlignSRTextEncode", what, model=model, text=PROMPT),
             "without embedding": node("AlignSREmptyConditioning", what, model=model),
-        }.get(title, node("AlignSRVLMEncode", what, vlm=["3", 0], model=model, image=["2", 0]))
+        }.get(title, node("AlignSRVLMEncode", what, vlm=["3", 0], model=model, image=["2", 0], **AS_TRAINED))
         graph[f"5{m}"] = node(
             "AlignSROneStepSR", f"{title}: result", model=model, image=["2", 0], scale=4, conditioning=[f"4{m}", 0]
         )

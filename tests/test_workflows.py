@@ -247,6 +247,22 @@ def test_the_ablation_of_strsr_leaves_out_one_thing_of_each_method():
     assert len({inputs["out_name"] for inputs in nodes.values() if "out_name" in inputs}) == len(chains)
 
 
+def test_what_a_template_trains_is_told_the_same_at_inference():
+    """VLM Encode prepares pictures as the trainer's config does, each tile for itself as each crop in training."""
+    found = 0
+    for name in NAMES:
+        graph = load_workflow(FOLDER / f"{name}.json")[0]
+        for node in graph.values():
+            source = graph[node["inputs"]["model"][0]] if node["class_type"] == "AlignSRVLMEncode" else {"class_type": ""}
+            if source["class_type"] == "AlignSROneStepTrainer":
+                told = load_config(source["inputs"]["config"])[1].conditioning
+                assert told.kind == "vlm" and "conditioning.is_parity" not in source["inputs"]["overrides"]
+                assert node["inputs"]["mode"] == ("parity" if told.is_parity else "best"), name
+                assert node["inputs"]["scope"] == "tile", name
+                found += 1
+    assert found == 5  # two of train-strsr, three of strsr-ablation
+
+
 def test_templates_name_only_what_every_list_has():
     """They open without a missing model where no file of a paper is: bundled, or entries that stand in every list."""
     lists = {node: default_node_classes()[f"AlignSR{node}"].INPUT_TYPES()["required"] for node in ("LoadLoRA", "LoadVLM")}
