@@ -302,7 +302,7 @@ class TextEncode:
     def encode(
         self, model: OneStepModel, text: str = "", encoder_name: str = AUTO, precision: str = "bf16"
     ) -> tuple[Conditioning]:
-        from ..core.conditioning import TEXT_STYLES, TextEncoder, find_text_model, load_text_model
+        from ..core.conditioning import TEXT_STYLES, TextEncoder, as_prompt, find_text_model, load_text_model
 
         if not isinstance(model, OneStepModel):  # pyright: ignore[reportUnnecessaryIsInstance]  # the socket is shared
             raise TypeError(
@@ -329,7 +329,7 @@ class TextEncode:
         if key not in self.encoders:
             self.encoders = {key: TextEncoder(load, style, device)}
         with torch.inference_mode(False), input_names(tokenizer="encoder_name"):
-            return (self.encoders[key].encode([text]),)
+            return (self.encoders[key].encode([as_prompt(text)]),)
 
 
 def _tiny_text_model(width: int, dtype: torch.dtype) -> Any:

@@ -15,9 +15,9 @@ from ..core.conditioning import (
     TextEncoder,
     TokenAdapter,
     VLMEncoder,
+    as_prompt,
     load_text_model,
     load_vlm,
-    tags_to_text,
 )
 from ..core.conditioning.folders import find_folder
 from ..core.conditioning.tiny import tiny_text_model, tiny_vlm
@@ -39,7 +39,7 @@ class ConditioningConfig:
     init: str = ""  # of kind vlm: projector to start from; empty: random, or the one in model.init
     keep: Literal["device", "home", "nothing"] = "device"  # where the model's weights wait between steps
     cached_images: int = 1024  # of kind vlm: pictures whose tokens are remembered, 0.35 MB each; useful where inputs repeat
-    is_parity: bool = False  # of kind vlm: resize its input twice, as released
+    is_parity: bool = False  # of kind vlm: resize its input twice and cut its 8 bits off, as released
 
 
 class TrainConditioner:
@@ -116,7 +116,7 @@ class TrainConditioner:
             else (lambda: load_text_model(style, name, folders, dtype, self.device))
         )
         encoder = TextEncoder(load, style, self.device, "nothing")
-        found = encoder.encode([tags_to_text(config.prompt) if "," in config.prompt else config.prompt])
+        found = encoder.encode([as_prompt(config.prompt)])
         if found.embeddings.shape[-1] != width:
             raise ConfigError(
                 f"conditioning.model: expected tokens of width {width} as the backbone takes, got {found.embeddings.shape[-1]}; "

@@ -12,7 +12,7 @@ from .prompts import (
     load_prompt_models,
     prompt_folder,
 )
-from .tags import tags_to_text
+from .tags import as_prompt, tags_to_text
 from .text import TEXT_STYLES, TextEncoder, TextModel, TextStyle, find_text_model, load_text_model
 from .vlm import VisionLanguageModel, VLMEncoder, load_vlm, strsr_prompt, tile_crops
 
@@ -32,6 +32,7 @@ __all__ = [
     "VLMConditioner",
     "VLMEncoder",
     "VisionLanguageModel",
+    "as_prompt",
     "find_prompt_models",
     "find_text_model",
     "load_adapter",

@@ -25,3 +25,13 @@ def tags_to_text(tags: str | Iterable[str]) -> str:
         if tag:
             kept.setdefault(tag.casefold(), tag)
     return ", ".join(kept.values())
+
+
+def as_prompt(text: str) -> str:
+    """What the encoders of one-step models are given for a prompt: tags, known by their commas, are made plain text.
+
+    Example:
+        >>> as_prompt("cat, wall,,Cat"), as_prompt("a cat;  on a wall")
+        ('cat, wall', 'a cat;  on a wall')
+    """
+    return tags_to_text(text) if "," in text else text

@@ -22,6 +22,7 @@ from alignsr.core.weights import MissingModelError, WeightsError
 from alignsr.nodes import condition, lora, models, one_step
 from alignsr.nodes.host import LocalHost, use_host
 from alignsr.nodes.restore import OneStepSR
+from alignsr.train.conditioning import ConditioningConfig, TrainConditioner
 
 KINDS = list(LATENT_KINDS)
 FILES = {kind: (LATENT_KINDS[kind].components[0].file_names[0], LATENT_KINDS[kind].components[1].file_names[0]) for kind in KINDS}
@@ -317,6 +318,18 @@ def test_text_and_empty_conditions(host: Any) -> None:
     assert torch.equal(OneStepSR().upscale(model, image, 4, conditioning=empty)[0], OneStepSR().upscale(model, image, 4)[0])
     with pytest.raises(MissingModelError, match="text encoder of Z-Image-Turbo: expected a folder Z-Image-Turbo"):
         node.encode(model, "user")
+
+
+def test_tags_are_told_as_in_training(host: Any) -> None:
+    """Trimmed, once each, one line: the node and the recipe make the same text of them."""
+    model, node, prompt = load("z_image"), condition.TextEncode(), " cat,wall,,\n Cat "
+    (told,) = node.encode(model, prompt, "tiny-text", "fp32")
+    (plain,) = node.encode(model, "cat, wall", "tiny-text", "fp32")
+    assert torch.equal(told.embeddings, plain.embeddings)
+    config = ConditioningConfig("text", "tiny", prompt)
+    trained = TrainConditioner(config, "z_image", 16, None, torch.device("cpu"))(torch.rand(1, 3, 8, 8))
+    (of_node,) = node.encode(model, prompt, "tiny", "fp32")
+    assert trained is not None and torch.equal(trained.embeddings, of_node.embeddings)
 
 
 def test_a_text_encoder_in_a_single_file_takes_the_tokenizer_of_the_host(
