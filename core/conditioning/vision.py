@@ -71,15 +71,20 @@ def vision_sizes(height: int, width: int, *, parity: bool, factor: int = PROCESS
 def vision_pixels(image: Tensor, *, parity: bool, factor: int = PROCESSOR_ROUNDING.factor) -> Tensor:
     """One image as the vision tower sees it: 8 bits, resized with Pillow's bicubic filter, (x - 0.5) / 0.5.
 
+    Pictures of 8 bits stay what they are either way; degraded ones, in training, lie between the levels.
+
     Args:
         image: [3, h, w], range [0, 1].
-        parity: resize twice, as released.
+        parity: resize twice and cut the 8 bits off, as released; otherwise once, rounded.
         factor: patch times merge of the vision tower.
 
     Returns:
         [3, H, W] float32 in [-1, 1].
+
+    Source:
+        strsr.md sections 1.3 and 2.1 item 4.
     """
-    picture = Image.fromarray(to_uint8(image).permute(1, 2, 0).numpy())
+    picture = Image.fromarray(to_uint8(image, parity=parity).permute(1, 2, 0).numpy())
     for height, width in vision_sizes(*image.shape[1:], parity=parity, factor=factor):
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
@@ -107,6 +112,7 @@ def to_patches(pixels: Tensor, patch: int, merge: int, frames: int) -> Tensor:
     return shown.reshape(rows * columns * merge * merge, 3 * frames * patch * patch)
 
 
-def to_uint8(image: Tensor) -> Tensor:
-    """[..] in [0, 1] -> 8 bits on the CPU, clamped and rounded."""
-    return (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+def to_uint8(image: Tensor, *, parity: bool = False) -> Tensor:
+    """[..] in [0, 1] -> 8 bits on the CPU, clamped; rounded, or cut off in parity."""
+    levels = image.detach().float().clamp(0, 1) * 255
+    return (levels if parity else levels.round()).to(torch.uint8).cpu()

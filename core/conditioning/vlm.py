@@ -63,7 +63,7 @@ class VisionLanguageModel:
         Args:
             images: [3, h, w] each, range [0, 1], all of one size.
             prompt: the text.
-            parity: resize twice, as released.
+            parity: resize twice and cut 8 bits off, as released.
         """
         facts: Any = self.model.config
         vision = facts.vision_config
@@ -100,7 +100,7 @@ class VLMEncoder:
         keep: what stays between uses, see `OnDemand`.
         turns: shared with the backbone so that the two are never on the device together, see `OnDemand`.
         prompt: what is asked; the released weights know only that of StrSR.
-        parity: resize twice, as the released scripts do.
+        parity: resize twice and cut 8 bits off, as the released scripts do.
         cache_size: images to remember.
     """
 
@@ -136,7 +136,7 @@ class VLMEncoder:
         check_image(lq, "lq", channels=(3,))
         check_positive_int(batch_size, "batch_size")
         images = [image.detach().cpu() for image in lq]
-        keys = [_digest(image) for image in images]
+        keys = [_digest(image, self.parity) for image in images]
         known = {key: entry for key in keys if (entry := self.cache.get(key)) is not None}
         new = {key: image for key, image in zip(keys, images, strict=True) if key not in known}
         if new:
@@ -208,7 +208,7 @@ def load_vlm(
     return VisionLanguageModel(whole.model, load_tokenizer(folder))
 
 
-def _digest(image: Tensor) -> str:
+def _digest(image: Tensor, parity: bool) -> str:
     """Images that are equal at 8 bits are equal to the vision tower."""
-    pixels = to_uint8(image).contiguous()
+    pixels = to_uint8(image, parity=parity).contiguous()
     return hashlib.sha256(str(tuple(pixels.shape)).encode() + pixels.numpy().tobytes()).hexdigest()

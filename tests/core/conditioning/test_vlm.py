@@ -26,7 +26,7 @@ from alignsr.core.conditioning import (
     tile_crops,
     vlm,
 )
-from alignsr.core.conditioning.vision import to_patches, vision_pixels, vision_sizes
+from alignsr.core.conditioning.vision import to_patches, to_uint8, vision_pixels, vision_sizes
 from alignsr.core.images import quantize_8bit
 from alignsr.core.tiling import plan
 from alignsr.core.weights import MissingModelError, WeightsError
@@ -109,11 +109,18 @@ class TestSizes:
         assert (ours - wanted["pixel_values"]).abs().max() <= 2 / 127.5  # two implementations of 8-bit bicubic
         assert (ours - wanted["pixel_values"]).abs().mean() < 0.2 / 127.5
 
+    def test_parity_cuts_8_bits_off_and_pictures_of_8_bits_stay(self) -> None:
+        levels = torch.arange(256).reshape(1, 16, 16).expand(3, 16, 16)
+        assert all(torch.equal(to_uint8(levels / 255.0, parity=parity), levels.to(torch.uint8)) for parity in (False, True))
+        between = (levels[:, :15] + 0.75) / 255
+        assert torch.equal(to_uint8(between, parity=True), levels[:, :15].to(torch.uint8))
+        assert torch.equal(to_uint8(between), levels[:, :15].to(torch.uint8) + 1)
+
     def test_parity_resizes_twice(self) -> None:
         x = image(339, 510)[0]
         once, twice = (vision_pixels(x, parity=parity) for parity in (False, True))
         assert once.shape[1:] == (352, 512) and twice.shape[1:] == (320, 512)
-        picture = Image.fromarray((x * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+        picture = Image.fromarray((x * 255).to(torch.uint8).permute(1, 2, 0).numpy())
         by_hand = np.array(picture.resize((504, 336), Image.Resampling.BICUBIC).resize((512, 320), Image.Resampling.BICUBIC))
         assert torch.equal(twice, torch.from_numpy(by_hand).permute(2, 0, 1).float() / 127.5 - 1)
 
