@@ -246,13 +246,13 @@ class _SlicedDistance(torch.autograd.Function):
         needs_x, needs_y = ctx.needs_input_grad[:2]
         projectors = [Projector(half.detach(), windows, parity) for half in (x, y)]
         scratch = [x.new_empty(min(chunk, len(filters)), windows.count) for _ in range(2)]
-        total = 0.0
+        sums: list[Tensor] = []
         for part in cast(tuple[Tensor, ...], filters.split(chunk)):
             symmetric, antisymmetric = split_filters(part)
             values = [space[: len(part)] for space in scratch]
             for projector, space in zip(projectors, values, strict=True):
                 projector.project(symmetric, antisymmetric, part, space)
-            total += match_sorted(values[0], values[1], needs_x, needs_y)
+            sums.append(match_sorted(values[0], values[1], needs_x, needs_y))
             for projector, space, needed in zip(projectors, values, (needs_x, needs_y), strict=True):
                 if needed:
                     projector.accumulate(symmetric, antisymmetric, space)
@@ -261,7 +261,7 @@ class _SlicedDistance(torch.autograd.Function):
             projector.half_gradient().mul_(scale) if needed else None
             for projector, needed in zip(projectors, (needs_x, needs_y), strict=True)
         ]
-        return x.new_tensor(total * scale)
+        return (torch.stack(sums).sum() * scale).to(x)
 
     @staticmethod
     @once_differentiable

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignsr.core.losses import matching, sliced
 from alignsr.core.losses.frequency import (
@@ -249,6 +251,18 @@ def natural(size: int, slope: float = 1.25) -> Tensor:
     return ((x - x.mean()) / x.std() * 0.2 + 0.5).clamp(0, 1)
 
 
+class ReadBack(TorchDispatchMode):
+    """Remembers the names of operations; `_local_scalar_dense` is what `float()` and `item()` call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
 class TestFdl:
     def test_gradient_in_double_precision(self) -> None:
         filters = filters_for(1, 3).double()
@@ -288,8 +302,28 @@ class TestFdl:
         numpy_x, numpy_y, torch_x, torch_y = x.clone(), y.clone(), x.clone(), y.clone()
         ours = matching.match_sorted(numpy_x, numpy_y, True, True)
         theirs = matching.match_with_torch(torch_x, torch_y, True, True)
-        assert ours == pytest.approx(theirs, rel=1e-6)
+        assert ours.dtype == theirs.dtype == torch.float64 and float(ours) == pytest.approx(float(theirs), rel=1e-12)
         assert torch.equal(numpy_x, torch_x) and torch.equal(numpy_y, torch_y)
+
+    @pytest.mark.parametrize("match", [matching.match_sorted, matching.match_with_torch])
+    def test_many_small_values_beside_a_large_one_all_count(self, match: Callable[..., Tensor]) -> None:
+        """Summed in float32, 200,000 halves beside 1e9 would be lost in steps of 64."""
+        count = 200_000
+        x, y = torch.full((1, count), 0.5), torch.zeros(1, count)
+        x[0, -1] = 1e9
+        assert float(match(x, y, False, False)) == 0.5 * (count - 1) + 1e9
+
+    def test_other_devices_are_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Neither the sums of chunks nor the distance are read back: on a GPU each reading would wait for all work so far."""
+        x, y, filters = image(1, 3, 24, 26).requires_grad_(), image(1, 3, 24, 26, seed=2), filters_for(3, 12)
+        wanted = frequency_distances(x, y, filters, chunk=5)
+        monkeypatch.setattr(sliced, "match_sorted", matching.match_with_torch)
+        with ReadBack() as seen:
+            found = frequency_distances(x, y, filters, chunk=5)
+            torch.autograd.grad(found.amplitude.sum() + found.phase.sum(), x)
+        assert "_local_scalar_dense" not in seen.operations and "sort" in seen.operations
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-6)
 
     def test_no_gradient_reaches_the_ground_truth(self) -> None:
         sr, gt = image(1, 3, 16, 16).requires_grad_(), image(1, 3, 16, 16, seed=2).requires_grad_()
