@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from ..checks import check_image, check_positive_int
 from ..compat import import_diffusers, import_third_party
 from ..networks.tiny_autoencoder import TinyAutoencoder, build_tiny_autoencoder, from_single_file, read_halves
-from ..tiling import Box, blend, plan
+from ..tiling import Box, blend, crop_tiles, plan
 from ..weights import WeightsError
 from .files import VAE_WRAPPERS, Part, build_module, count_blocks, read_part
 
@@ -50,15 +50,17 @@ class Codec:
 
         Args:
             image: sides are multiples of 8.
-            generator: draw from the posterior instead; autoencoders without one ignore it.
+            generator: draw from the posterior instead; autoencoders without one ignore it. The noise is drawn for the whole
+                image and cut for each tile, so that overlaps blend one draw and not several, whose mean would vary less.
 
         Raises:
             ValueError: not images, or a side that is not a multiple of 8.
         """
         check_sides(image, STRIDE)
         height, width = image.shape[-2:]
+        noise = None if generator is None or self.is_tiny else self._noise(image, generator)
         if not self.tile_px or max(height, width) <= self.tile_px:
-            return self._encode(image, generator)
+            return self._encode(image, noise)
         grid = image.new_zeros(image.shape[0], 1, height // STRIDE, width // STRIDE)  # tiles are planned on the latents
 
         def run(_: Tensor, boxes: Sequence[Box]) -> Tensor:
@@ -66,7 +68,7 @@ class Codec:
                 image[b.sample, :, b.top * STRIDE : (b.top + b.height) * STRIDE, b.left * STRIDE : (b.left + b.width) * STRIDE]
                 for b in boxes
             ]
-            return self._encode(torch.stack(pieces), generator)
+            return self._encode(torch.stack(pieces), None if noise is None else crop_tiles(noise, boxes))
 
         return blend(run, grid, self._plan(grid))
 
@@ -79,7 +81,13 @@ class Codec:
     def _plan(self, grid: Tensor) -> Any:
         return plan(grid.shape[-2], grid.shape[-1], self.tile_px // STRIDE, self.overlap_px // STRIDE)
 
-    def _encode(self, image: Tensor, generator: Generator | None) -> Tensor:
+    def _noise(self, image: Tensor, generator: Generator) -> Tensor:
+        """For every latent of an image, as the posterior would draw it: on the generator's device, in the weights' precision."""
+        like = next(self.autoencoder.parameters())
+        shape = (image.shape[0], self.channels, image.shape[-2] // STRIDE, image.shape[-1] // STRIDE)
+        return torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
+
+    def _encode(self, image: Tensor, noise: Tensor | None) -> Tensor:
         network: Any = self.autoencoder
         image = like_parameters(image, self.autoencoder)
         if isinstance(network, TinyAutoencoder):
@@ -88,7 +96,7 @@ class Codec:
         if self.is_tiny:
             return encoded.latents.float()
         posterior = encoded.latent_dist
-        return (posterior.mode() if generator is None else posterior.sample(generator)).float()
+        return (posterior.mode() if noise is None else posterior.mean + posterior.std * noise).float()
 
     def _decode(self, latents: Tensor) -> Tensor:
         network: Any = self.autoencoder

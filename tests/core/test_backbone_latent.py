@@ -1,16 +1,20 @@
 """What both latent backbones share: every source gives the same model, and what is missing or wrong is said at once."""
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from latent_helpers import write_diffusers_folder, write_single_files
+from latent_helpers import seed, write_diffusers_folder, write_single_files
 from safetensors.torch import load_file, save_file
 
 from alignsr.core.backbones import LATENT_KINDS, Backbone, load_backbone, open_backbone
 from alignsr.core.backbones.autoencoders import Codec, load_autoencoder
 from alignsr.core.backbones.files import find_components
 from alignsr.core.backbones.latent import LatentBackbone, save, tiny
+from alignsr.core.compat import import_third_party
 from alignsr.core.networks.tiny_autoencoder import TinyAutoencoder
 from alignsr.core.records import Conditioning
 from alignsr.core.restore import one_step, restore
@@ -289,6 +293,32 @@ def test_vae_tiles_are_independent_of_the_transformers_and_exact_for_local_netwo
     assert torch.allclose(tiled.decode(z), whole.decode(z), atol=1e-6)
     with pytest.raises(ValueError, match="vae_tile_px"):
         Codec(network, 60)
+
+
+def test_tiles_of_the_encoder_share_one_draw_of_the_posterior() -> None:
+    """Tiled equals whole for a network that sees its own 8x8 pixels only, and overlaps vary as much as the rest."""
+
+    class Posterior(torch.nn.Module):
+        config: ClassVar = {"latent_channels": 4}
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def encode(self, image: torch.Tensor) -> Any:
+            mean = torch.nn.functional.avg_pool2d(image, 8).mean(1, keepdim=True)
+            moments = torch.cat([mean.expand(-1, 4, -1, -1), (mean - 1).expand(-1, 4, -1, -1)], 1)
+            distributions: Any = import_third_party("diffusers.models.autoencoders.vae")
+            return SimpleNamespace(latent_dist=distributions.DiagonalGaussianDistribution(moments))
+
+    whole, tiled = Codec(Posterior()), Codec(Posterior(), 64, 32)
+    x = picture(2, 3, 96, 160)
+    z = whole.encode(x, seed(3))
+    assert torch.equal(z, Posterior().encode(x).latent_dist.sample(seed(3))), "whole: diffusers' own draw"
+    assert torch.allclose(tiled.encode(x, seed(3)), z, atol=1e-6)
+    flat = torch.zeros(200, 3, 64, 96)  # two tiles with 4 columns of latents in common
+    deviation = tiled.encode(flat, seed(4)).std((0, 1, 2))
+    assert torch.allclose(deviation, torch.full_like(deviation, math.exp(-0.5)), rtol=0.03)
 
 
 @pytest.mark.parametrize("kind", KINDS)
