@@ -32,6 +32,7 @@ BENCHMARKS = {
     "aesop-step": Benchmark("aesop_step.py", "memory and time of one AESOP training step beside the straightforward order"),
     "pair-data": Benchmark("pair_data.py", "training pairs per second beside what a step needs"),
     "one-step": Benchmark("one_step.py", "work, memory and time of the large one-step models beside their bound"),
+    "multi-step": Benchmark("multi_step.py", "work, memory and time of FLUX.1-dev in 28 steps and trained by preferences"),
     "fdl": Benchmark("fdl.py", "time and memory of the frequency distribution loss beside the published order of operations"),
     "sobolev": Benchmark("sobolev.py", "time of the Sobolev energy beside the same by real FFTs and beside a mean square"),
     "scoring": Benchmark("scoring.py", "candidates scored per second, batched per metric, beside a loop picture by picture"),

@@ -1,13 +1,13 @@
 """What a step costs before anybody owns the device for it: arithmetic and memory, counted on tensors without values."""
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,7 +43,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
         >>> peak_bytes(lambda: (x + 1) * 2)
         8000
     """
-    with _FusedAttention(), _Live() as live:
+    with _fused_attention(), _Live() as live:
         run()
     return live.peak
 
@@ -84,17 +84,35 @@ class _Live(TorchDispatchMode):
         self.live -= size
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Scaled dot-product attention as a kernel that stores nothing but its result."""
+@contextmanager
+def _fused_attention() -> Generator[None]:
+    """Scaled dot-product attention as a kernel that stores nothing but its result, also where checkpointed blocks run again."""
+    kernel: Any = _Kernel
+    kept: Any = F.scaled_dot_product_attention
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        given = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs or {})
-        query, value = given["query"], given["value"]
-        return query.new_empty(*query.shape[:-1], value.shape[-1])
+    def fused(query: Tensor, key: Tensor, value: Tensor, *options: Any, **more: Any) -> Tensor:
+        return kernel.apply(query, key, value)
+
+    F.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = kept
+
+
+class _Kernel(torch.autograd.Function):
+    """What such a kernel makes: its result, and gradients of its inputs, for which it keeps inputs and result."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        del gradients
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
 
 
 def vlm_flops(config: Any, height: int, width: int, text_tokens: int) -> int:

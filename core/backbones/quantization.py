@@ -75,6 +75,31 @@ def _eagerly(x: Tensor) -> AbstractContextManager[Any]:
     return compiler.set_stance("force_eager")
 
 
+def quantized_layers(transformer: nn.Module) -> list[str]:
+    """Names of the layers that `quantize` replaces."""
+    root: Any = transformer
+    return [
+        name
+        for name, module in root.named_modules()
+        if isinstance(module, nn.Linear) and name.split(".")[0] in _BLOCK_LISTS and not any(part in name for part in _KEPT)
+    ]
+
+
+def stored_bytes(transformer: nn.Module, bits: int, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Bytes of a transformer's weights after `quantize`, also of one on the meta device.
+
+    Args:
+        transformer: not yet quantised.
+        bits: 16, 8 or 4; 16 leaves everything in `dtype`.
+        dtype: of what is not quantised.
+    """
+    whole = sum(tensor.numel() for tensor in (*transformer.parameters(), *transformer.buffers()))
+    names = quantized_layers(transformer) if bits < 16 else []
+    small = sum(transformer.get_parameter(f"{name}.weight").numel() for name in names)
+    scales = 4 * small // _BLOCK_SIZE[bits] if bits < 16 else 0
+    return (whole - small) * dtype.itemsize + small * bits // 8 + scales
+
+
 def quantize(transformer: nn.Module, bits: int, device: str | torch.device | None = None) -> int:
     """Replace the linear layers of a transformer's blocks in place, one by one, so that the full model is never copied.
 
@@ -94,12 +119,7 @@ def quantize(transformer: nn.Module, bits: int, device: str | torch.device | Non
     """
     if bits not in _BLOCK_SIZE:
         raise ValueError(f"bits: expected 8 or 4, got {bits}; choose one of them")
-    root: Any = transformer
-    names: list[str] = [
-        name
-        for name, module in root.named_modules()
-        if isinstance(module, nn.Linear) and name.split(".")[0] in _BLOCK_LISTS and not any(part in name for part in _KEPT)
-    ]
+    names = quantized_layers(transformer)
     for name in names:
         linear: Any = transformer.get_submodule(name)
         parent, _, child = name.rpartition(".")

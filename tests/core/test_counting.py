@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from alignsr.core.backbones import LATENT_KINDS
 from alignsr.core.conditioning import strsr_prompt
@@ -20,13 +22,24 @@ from paths import ROOT
 KINDS = list(LATENT_KINDS)
 
 
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("one_step_benchmark", ROOT / "benchmarks" / "one_step.py")
+def opened(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    return opened("one_step")
+
+
+@pytest.fixture(scope="module")
+def multi_step() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))  # as a script it finds its neighbours
+        yield opened("multi_step")
 
 
 def test_products_by_hand() -> None:
@@ -107,3 +120,48 @@ def test_the_benchmark_runs_whole_on_miniatures(
     assert sum(found["stage_seconds"].values()) > 0 and set(found["stage_seconds"]) == set(benchmark.STAGES)
     assert found["large_seconds"] > 0 and found["flops_per_second"] > 0
     assert ("train" in found) == ("2" in more) and "x its bound (target 1.6)" in capsys.readouterr().out
+
+
+def test_work_and_memory_of_28_steps(multi_step: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """asasr.md 4.7 derives 1.055, 2.659 and 4.633 PFLOP, 3.1 a policy of 57.95 M; a step of 8 pairs fits 80 GB (20 s)."""
+    assert multi_step.main(["--batches", "8", "--json", str(tmp_path / "r.json")]) == 0
+    counted: Any = json.loads((tmp_path / "r.json").read_text())["counted"]
+    for name, row in counted["cases"].items():
+        assert row["pflop"] == pytest.approx(row["specified"], abs=0.0005), name
+    assert set(counted["cases"]) == {"512/512", "1024/512", "1024/1024"}
+    training = counted["training"]
+    assert training["policy_parameters"] == 57_951_232
+    assert training["kept"] + training["passes"]["8"] < 0.65 * multi_step.LARGE_MEMORY
+    weights = counted["weights"]
+    assert weights["16"] == 2 * 11_901_408_320 and weights["4"] < weights["8"] < 0.7 * multi_step.SMALL_MEMORY
+    assert "not measured (no GPU)" in capsys.readouterr().out
+
+
+def test_recomputed_blocks_are_counted_in_the_backward_pass() -> None:
+    """Two blocks of 8 wide layers: whole, all their results live until the backward pass; recomputed, those of one block do."""
+    layers = [nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(8))).to("meta") for _ in range(2)]
+    x = torch.empty(10_000, 64, device="meta", requires_grad=True)
+
+    def run(again: bool) -> None:
+        out = x
+        for block in layers:
+            out = checkpoint(block, out, use_reentrant=False) if again else block(out)
+        torch.autograd.backward(out.sum())
+
+    whole, recomputed = peak_bytes(lambda: run(False)), peak_bytes(lambda: run(True))
+    assert 0.5 * whole < recomputed < 0.75 * whole
+    q = torch.empty(1, 1, 1000, 8, device="meta", requires_grad=True)
+    attended = peak_bytes(lambda: torch.autograd.backward(F.scaled_dot_product_attention(q, q, q).sum()))
+    assert attended <= 6 * q.numel() * 4, "no matrix of scores in the backward pass either"
+
+
+def test_the_multi_step_benchmark_runs_whole_on_miniatures(
+    multi_step: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="weights of 8 and 4 bits need it")
+    words = ["--tiny", "--rounds", "1", "--candidates", "--json", str(tmp_path / "r.json")]
+    assert multi_step.main(words) == 0
+    found: Any = json.loads((tmp_path / "r.json").read_text())
+    assert set(found["measured"]["pictures"]) == {"16 bits, 64/32", "16 bits, 64/64", "8 bits, 64/64", "4 bits, 64/64"}
+    said = capsys.readouterr().out
+    assert said.count("% of a product of matrices") == 4 and said.count("candidates of 64 px per minute") == 2
