@@ -1,6 +1,7 @@
 """The shipped workflows as plain descriptions: API-format graphs, each with the note that its template shows."""
 
 from graph_parts import EXAMPLE, ONE_GPU, Graph, node
+from multi_step_graphs import MULTI_STEP_GRAPHS
 from strsr_graphs import STRSR_GRAPHS
 
 AUTOENCODER = "autoencoder-tiny-x4"  # bundled, so that a template opens where no file of the paper is
@@ -364,6 +365,7 @@ GRAPHS: dict[str, tuple[Graph, str]] = {
         "that AESOP goes beyond.",
     ),
     **STRSR_GRAPHS,
+    **MULTI_STEP_GRAPHS,
     "view-autoencoder": (
         view_autoencoder(),
         "## What does the auto-encoder do?\n\nThe sheet shows a picture, what comes back from the auto-encoder, what it "

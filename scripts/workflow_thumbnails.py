@@ -236,30 +236,44 @@ def evaluate_folders(root: Path) -> Image.Image:
     return _run("evaluate-folders", root, sets, "3")
 
 
-def strsr(transformer: str) -> Image.Image:
+def diagram(title: str, parts: Sequence[tuple[str, str]], foot: str) -> Image.Image:
     """What is connected to what: the weights are the authors', so there is no result of ours to show."""
     page = Image.new("RGB", THUMBNAIL_PX, PAPER)
     draw = ImageDraw.Draw(page)
     small = portrait().resize((176, 132), Image.Resampling.BICUBIC)
     page.paste(small, (20, 126))
     write(page, 108, 266, "low resolution", 14, colour=MUTED, anchor="ma")
-    parts = (
-        ("Qwen3-VL 4B", "sees the picture"),
-        (f"{transformer} + LoRA", "one Euler step"),
-        ("autoencoder", "encodes and decodes"),
-    )
-    for row, (title, text) in enumerate(parts):
+    for row, (name, text) in enumerate(parts):
         top = 62 + 92 * row
         draw.rounded_rectangle((270, top, 490, top + 66), 8, fill=SHADE, outline=RULE, width=2)
-        write(page, 380, top + 12, title, 17, bold=True, anchor="ma")
+        write(page, 380, top + 12, name, 17, bold=True, anchor="ma")
         write(page, 380, top + 38, text, 14, colour=MUTED, anchor="ma")
         draw.line((206, 192, 262, top + 33), fill=INK, width=2)
         draw.ellipse((258, top + 29, 266, top + 37), fill=INK)
         if row:
             draw.line((380, top - 26, 380, top), fill=INK, width=2)
-    write(page, 20, 20, "StrSR", 24, bold=True)
-    write(page, 380, 344, "4x, tile by tile", 14, colour=MUTED, anchor="ma")
+    write(page, 20, 20, title, 24, bold=True)
+    write(page, 380, 344, foot, 14, colour=MUTED, anchor="ma")
     return page
+
+
+def strsr(transformer: str) -> Image.Image:
+    parts = (
+        ("Qwen3-VL 4B", "sees the picture"),
+        (f"{transformer} + LoRA", "one Euler step"),
+        ("autoencoder", "encodes and decodes"),
+    )
+    return diagram("StrSR", parts, "4x, tile by tile")
+
+
+def asasr() -> Image.Image:
+    parts = (("noise", "one field for all tiles"), ("FLUX.1 + 2 LoRAs", "28 Euler steps"), ("autoencoder", "encodes and decodes"))
+    return diagram("ASASR", parts, "4x, Sobolev preferences")
+
+
+def dp2o(model: str, steps: str) -> Image.Image:
+    parts = (("control branch", "sees the picture"), (model, steps), ("autoencoder", "decodes"))
+    return diagram("DP2O-SR", parts, "4x, perceptual preferences")
 
 
 # StrSR's method on the bundled pixel model, for a minute: the published backbones need files that are not free to show
@@ -314,6 +328,9 @@ SHEETS: dict[str, Callable[[Path], Image.Image]] = {
     "upscale-with-aesop": upscale_with_aesop,
     "upscale-with-strsr-flux": lambda _: strsr("FLUX.2 klein"),
     "upscale-with-strsr-z": lambda _: strsr("Z-Image"),
+    "upscale-with-asasr": lambda _: asasr(),
+    "upscale-with-dp2o-flux": lambda _: dp2o("FLUX.1 [dev]", "25 Euler steps"),
+    "upscale-with-dp2o-sd2": lambda _: dp2o("Stable Diffusion 2", "50 ancestral steps"),
     "view-autoencoder": view_autoencoder,
     "aesop-ablation": ablation,
     "evaluate-folders": evaluate_folders,

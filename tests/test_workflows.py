@@ -6,11 +6,13 @@ import re
 import sys
 
 import pytest
+from multi_step_helpers import write_asasr
 from node_helpers import picture, save_tiny_autoencoder, save_tiny_network, save_tiny_pixel
 from PIL import Image
 from strsr_helpers import write_adapters
 from train_helpers import make_pictures
 from workflow_helpers import (
+    TINY_MULTI_STEP,
     TINY_STRSR_TRAINERS,
     TINY_TRAINERS,
     as_sets,
@@ -35,7 +37,8 @@ FOLDER = ROOT / "workflows"
 NAMES = (
     *("aesop-ablation", "degrade-restore-score", "evaluate-folders", "pretrain-aesop-autoencoder", "spectral-comparison"),
     *("strsr-ablation", "train-aesop", "train-aesop-real-world", "train-small-network", "train-strsr", "upscale-folder"),
-    *("upscale-image", "upscale-with-aesop", "upscale-with-strsr-flux", "upscale-with-strsr-z", "view-autoencoder"),
+    *("upscale-image", "upscale-with-aesop", "upscale-with-asasr", "upscale-with-dp2o-flux", "upscale-with-dp2o-sd2"),
+    *("upscale-with-strsr-flux", "upscale-with-strsr-z", "view-autoencoder"),
 )
 SMALL = {
     **{name: tiny_sets(name) for name in TINY_TRAINERS},
@@ -43,6 +46,7 @@ SMALL = {
         name: as_sets(tiny_strsr_training(name, json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))))
         for name in TINY_STRSR_TRAINERS
     },
+    **{name: as_sets(nodes) for name, nodes in TINY_MULTI_STEP.items()},
     "evaluate-folders": ["2.metrics=psnr_y, lr_psnr, ae_psnr"],
     "upscale-with-aesop": ["5.panel_px=100"],
     "upscale-with-strsr-flux": tiny_strsr_sets(),
@@ -96,6 +100,7 @@ def tiny(inputs, tmp_path, monkeypatch):
     save_tiny_pixel(assets / "pixel-x4.safetensors")
     save_tiny_autoencoder(assets / "autoencoders" / "autoencoder-tiny-x4.safetensors")
     write_adapters(tmp_path / "models")
+    write_asasr(tmp_path / "models")
     monkeypatch.setattr(weights, "ASSETS", assets)
     host = LocalHost(output_dir=tmp_path / "out", input_dirs=[inputs], models_dirs=[tmp_path / "models"])
     with use_host(host):
@@ -324,10 +329,21 @@ def test_runs_headless(name, form, tiny, tmp_path):
         facts = json.loads(result.outputs["11"]["text"][0])
         kind = "flux2_klein" if name.endswith("flux") else "z_image"
         assert facts["backbone"] == f"tiny {kind}" and facts["mode"] == "best" and facts["tiles"] == 9
+    elif name in TINY_MULTI_STEP:
+        check_multi_step(name, result, written)
     elif name in TINY_STRSR_TRAINERS:
         check_strsr(name, result, written, tmp_path / "out")
     else:
         check_aesop(name, result, written, tmp_path / "out")
+
+
+def check_multi_step(name, result, written):
+    end = {"upscale-with-asasr": "asasr", "upscale-with-dp2o-flux": "dp2o-flux1", "upscale-with-dp2o-sd2": "dp2o-sd2"}[name]
+    assert written == {f"alignsr/{end}_00001_.png"}
+    assert Image.open(result.files[0]).size == (68 * 4, 72 * 4)
+    facts = json.loads(result.outputs["11" if name == "upscale-with-asasr" else "9"]["text"][0])
+    wanted = {"asasr": ("euler", 3.5), "dp2o-flux1": ("euler", 2.5), "dp2o-sd2": ("ddpm", 3.5)}[end]
+    assert (facts["sampler"], facts["guidance"]) == wanted and facts["tiles"] == 9 and facts["color_fix"] == "adain"
 
 
 def check_strsr(name, result, written, out):

@@ -24,6 +24,20 @@ TINY_STRSR: dict[str, dict[str, Any]] = {  # node -> inputs of both StrSR workfl
     "7": {"tile_px": 128, "overlap_px": 16},
     "9": {"panel_px": 100},
 }
+_TINY_MULTI = {"model_name": "tiny", "precision": "fp32"}
+_TINY_TEXT = {"encoder_name": "tiny", "precision": "fp32"}
+_TINY_SAMPLING = {"steps": 2, "tile_px": 128, "overlap_px": 16}
+TINY_MULTI_STEP: dict[str, dict[str, dict[str, Any]]] = {  # workflow -> node -> inputs; ASASR's adapters lie in models/loras
+    "upscale-with-asasr": {"2": _TINY_MULTI, "7": _TINY_SAMPLING, "9": {"panel_px": 100}},
+    "upscale-with-dp2o-flux": {"2": _TINY_MULTI, "3": _TINY_TEXT, "5": _TINY_SAMPLING, "7": {"panel_px": 100}},
+    "upscale-with-dp2o-sd2": {
+        "2": _TINY_MULTI,
+        "3": _TINY_TEXT,
+        "4": _TINY_TEXT,
+        "5": _TINY_SAMPLING,
+        "7": {"panel_px": 100},
+    },
+}
 TINY_DISCRIMINATOR = {"features": "network", "model_name": "random", "hidden": 8}
 TINY_FDL = {"features": "network", "features_file": "random", "projections": 4}
 ONE_STEP = "data.gt_patch_px=64\ndata.pair_pool=0\noptimizer.learning_rate=1e-3"

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from multi_step_helpers import write_asasr
 from strsr_helpers import write_adapters
 
 from comfyui.browser import Browser, find_chromium
@@ -18,6 +19,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for name in NETWORK:
         write_model(running.base / "models" / "alignsr", name)
     write_adapters(running.base / "models")
+    write_asasr(running.base / "models")
     try:
         yield running.start()
     finally:

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from workflow_helpers import TINY_STRSR, TINY_STRSR_TRAINERS, TINY_TRAINERS, three_stages, tiny_inputs, tiny_strsr_training
+from workflow_helpers import (
+    TINY_MULTI_STEP,
+    TINY_STRSR,
+    TINY_STRSR_TRAINERS,
+    TINY_TRAINERS,
+    three_stages,
+    tiny_inputs,
+    tiny_strsr_training,
+)
 
 from comfyui.runner import differences, run_locally, tensor_differences, with_dumps
 from comfyui.server import Server, node
@@ -35,6 +43,7 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {  # workflow -> node id -> inputs
     "upscale-folder": {"1": {"folder": "photos"}},
     "upscale-image": {"1": {"image": "colour.png"}},
     "upscale-with-aesop": {"1": {"image": "colour.png"}},
+    **{name: {"1": {"image": "colour.png"}, **nodes} for name, nodes in TINY_MULTI_STEP.items()},
     "upscale-with-strsr-flux": {"1": {"image": "colour.png"}, **TINY_STRSR},
     "upscale-with-strsr-z": {"1": {"image": "colour.png"}, **TINY_STRSR},
     "spectral-comparison": {"1": {"image": "wide.png"}},
