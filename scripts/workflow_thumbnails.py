@@ -236,8 +236,8 @@ def evaluate_folders(root: Path) -> Image.Image:
     return _run("evaluate-folders", root, sets, "3")
 
 
-def diagram(title: str, parts: Sequence[tuple[str, str]], foot: str) -> Image.Image:
-    """What is connected to what: the weights are the authors', so there is no result of ours to show."""
+def diagram(title: str, parts: Sequence[tuple[str, str]], foot: str, seeing: Sequence[int]) -> Image.Image:
+    """What is connected to what, and which parts see the picture: the weights are the authors', we have no result to show."""
     page = Image.new("RGB", THUMBNAIL_PX, PAPER)
     draw = ImageDraw.Draw(page)
     small = portrait().resize((176, 132), Image.Resampling.BICUBIC)
@@ -248,8 +248,9 @@ def diagram(title: str, parts: Sequence[tuple[str, str]], foot: str) -> Image.Im
         draw.rounded_rectangle((270, top, 490, top + 66), 8, fill=SHADE, outline=RULE, width=2)
         write(page, 380, top + 12, name, 17, bold=True, anchor="ma")
         write(page, 380, top + 38, text, 14, colour=MUTED, anchor="ma")
-        draw.line((206, 192, 262, top + 33), fill=INK, width=2)
-        draw.ellipse((258, top + 29, 266, top + 37), fill=INK)
+        if row in seeing:
+            draw.line((206, 192, 262, top + 33), fill=INK, width=2)
+            draw.ellipse((258, top + 29, 266, top + 37), fill=INK)
         if row:
             draw.line((380, top - 26, 380, top), fill=INK, width=2)
     write(page, 20, 20, title, 24, bold=True)
@@ -263,17 +264,17 @@ def strsr(transformer: str) -> Image.Image:
         (f"{transformer} + LoRA", "one Euler step"),
         ("autoencoder", "encodes and decodes"),
     )
-    return diagram("StrSR", parts, "4x, tile by tile")
+    return diagram("StrSR", parts, "4x, tile by tile", (0, 1, 2))
 
 
 def asasr() -> Image.Image:
-    parts = (("noise", "one field for all tiles"), ("FLUX.1 + 2 LoRAs", "28 Euler steps"), ("autoencoder", "encodes and decodes"))
-    return diagram("ASASR", parts, "4x, Sobolev preferences")
+    parts = (("autoencoder", "encodes the picture"), ("FLUX.1 + 2 LoRAs", "28 steps from noise"), ("autoencoder", "decodes"))
+    return diagram("ASASR", parts, "4x, Sobolev preferences", (0,))
 
 
-def dp2o(model: str, steps: str) -> Image.Image:
-    parts = (("control branch", "sees the picture"), (model, steps), ("autoencoder", "decodes"))
-    return diagram("DP2O-SR", parts, "4x, perceptual preferences")
+def dp2o(model: str, steps: int) -> Image.Image:
+    parts = (("control branch", "sees the picture"), (model, f"{steps} steps from noise"), ("autoencoder", "decodes"))
+    return diagram("DP2O-SR", parts, "4x, perceptual preferences", (0,))
 
 
 # StrSR's method on the bundled pixel model, for a minute: the published backbones need files that are not free to show
@@ -329,8 +330,8 @@ SHEETS: dict[str, Callable[[Path], Image.Image]] = {
     "upscale-with-strsr-flux": lambda _: strsr("FLUX.2 klein"),
     "upscale-with-strsr-z": lambda _: strsr("Z-Image"),
     "upscale-with-asasr": lambda _: asasr(),
-    "upscale-with-dp2o-flux": lambda _: dp2o("FLUX.1 [dev]", "25 Euler steps"),
-    "upscale-with-dp2o-sd2": lambda _: dp2o("Stable Diffusion 2", "50 ancestral steps"),
+    "upscale-with-dp2o-flux": lambda _: dp2o("FLUX.1 [dev]", 25),
+    "upscale-with-dp2o-sd2": lambda _: dp2o("Stable Diffusion 2", 50),
     "view-autoencoder": view_autoencoder,
     "aesop-ablation": ablation,
     "evaluate-folders": evaluate_folders,
