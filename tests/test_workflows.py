@@ -271,13 +271,16 @@ def test_what_a_template_trains_is_told_the_same_at_inference():
 def test_templates_name_only_what_every_list_has():
     """They open without a missing model where no file of a paper is: bundled, or entries that stand in every list."""
     lists = {node: default_node_classes()[f"AlignSR{node}"].INPUT_TYPES()["required"] for node in ("LoadLoRA", "LoadVLM")}
-    assert {"StrSR-flux", "StrSR-zimage"} <= set(lists["LoadLoRA"]["lora_name"][0]) and "auto" in lists["LoadVLM"]["vlm_name"][0]
+    assert "auto" in lists["LoadVLM"]["vlm_name"][0]
+    with_auto = [f"AlignSRLoad{name}" for name in ("OneStepBackbone", "MultiStepBackbone", "Discriminator")]
     for name in NAMES:
         for node in load_workflow(FOLDER / f"{name}.json")[0].values():
-            model = node["inputs"].get("model_name")
+            inputs = node["inputs"]
             known = weights.bundled_autoencoders() if "AutoEncoder" in node["class_type"] else weights.bundled_models()
-            has_auto = node["class_type"] in ("AlignSRLoadOneStepBackbone", "AlignSRLoadDiscriminator")
-            assert model is None or model in known or (model == "auto" and has_auto)
+            model = inputs.get("model_name")
+            assert model is None or model in known or (model == "auto" and node["class_type"] in with_auto)
+            assert inputs.get("control_name") in (None, "auto", "none") and inputs.get("vae_name") in (None, "auto")
+            assert node["class_type"] != "AlignSRLoadLoRA" or inputs["lora_name"] in lists["LoadLoRA"]["lora_name"][0]
 
 
 TWICE = [
