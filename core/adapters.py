@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from .lora import BINDING_FACTS, Adapter, adapter_state, attach, load_attached
 from .weights import WeightsError
 
+_DEFAULTS = {"lora_scope": "all", "condition_stride": 1}  # of adapters that say nothing
+
 
 class AdapterStack:
     """Named PEFT adapters on one network, which of them act, and which one is trained.
@@ -211,7 +213,7 @@ def concatenate(*adapters: tuple[Adapter, float]) -> Adapter:
     first = adapters[0][0]
     for other, _ in adapters[1:]:
         for key in ("backbone", *BINDING_FACTS):
-            if first.info.get(key) != other.info.get(key):
+            if first.info.get(key, _DEFAULTS.get(key)) != other.info.get(key, _DEFAULTS.get(key)):
                 raise ValueError(
                     f"adapters: expected one {key}, got {first.info.get(key)!r} of {first.source} and {other.info.get(key)!r} of "
                     f"{other.source}; join adapters that were trained together"

@@ -194,7 +194,7 @@ def scaled_linear(timesteps: int = SD_TIMESTEPS, first: float = SD_BETAS[0], las
         [0.9991, 0.0047]
     """
     check_positive_int(timesteps, "timesteps")
-    betas = torch.linspace(first**0.5, last**0.5, timesteps, dtype=torch.float64).square()
+    betas = torch.linspace(first**0.5, last**0.5, timesteps, dtype=torch.float64, device="cpu").square()
     return torch.cumprod(1 - betas, 0)
 
 

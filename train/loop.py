@@ -272,6 +272,21 @@ class Loop:
         self._sums |= values
         self._noted = True
 
+    def watch(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Figures of one forward pass, for the log where one is due: means over the step's forward passes and all processes.
+
+        Args:
+            values: name -> scalar tensor; names that no loss term has.
+
+        Returns:
+            This forward pass's means over processes.
+        """
+        means = averaged_over_processes(torch.stack([value.detach().float() for value in values.values()])).tolist()
+        found = dict(zip(values, means, strict=True))
+        for name, mean in found.items():
+            self._sums[name] = self._sums.get(name, 0.0) + mean / self.run.accumulation_steps
+        return found
+
     def show(self, samples: Any) -> None:
         """Show a PIL picture of samples below the curve from now on, and keep the newest in the run folder."""
         self._samples = samples

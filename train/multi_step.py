@@ -16,7 +16,7 @@ from ..core.backbones.base import BackboneSpec
 from ..core.backbones.pixel import PixelBackbone
 from ..core.backbones.stable_diffusion_files import UNETS
 from ..core.diffusion import MultiStepBackbone, Process, as_multi_step
-from ..core.lora import BINDING_FACTS, LORA_TARGETS, Adapter, load_attached, resolve_targets
+from ..core.lora import BINDING_FACTS, LORA_TARGETS, Adapter, expected_state, load_attached, resolve_targets
 from ..core.lora_files import read_adapter, save_adapter
 from ..core.records import Conditioning
 from ..core.weights import find_model, save_weights
@@ -44,7 +44,7 @@ class MultiStepModelConfig:
     autoencoder: str = ""  # the same for the autoencoder
     control: str = ""  # control branch: a folder or weight file; "auto": the released one; "tiny"; empty: none
     options: dict[str, Any] = field(default_factory=empty_table)  # untrained: changes to the network; pixel: its options
-    adapter: str = ""  # frozen adapter of supervised training: what it does, the reference does
+    adapter: str = ""  # frozen adapter of supervised training: what it does, the reference does; "tiny": random, for tests
     init: str = ""  # adapter to start from, of the same rank; empty: one that changes nothing
     precision: Literal["bf16", "fp32"] = "bf16"  # of the frozen network; what is trained is fp32 always
     vae_precision: Literal["bf16", "fp32"] = "bf16"
@@ -170,7 +170,7 @@ def build_trainee(
         ValueError: an adapter of another backbone or scope.
         ConfigError: a pixel model that is not sampled from noise.
     """
-    sft = _read_adapter(config.adapter, folders) if config.adapter else None
+    sft = _read_adapter(config.adapter, folders) if config.adapter and config.adapter != TINY else None
     facts = _facts(config)
     if sft is not None:
         facts = sft.agree(config.backbone, facts)
@@ -183,6 +183,8 @@ def build_trainee(
     network = adapted_network(backbone)
     kept = {key: facts[key] for key in ("lora_scope", "condition_stride", "guidance") if key in facts}
     base = config.source or (config.network if config.backbone != "pixel" else name)
+    if config.adapter == TINY:
+        sft = tiny_adapter(network, config.backbone, 1, **kept)
     trainee = Trainee(backbone, network, AdapterStack(network), {"backbone": config.backbone, "base": base, **kept}, sft)
     if sft is not None:
         trainee.stack.load(SFT, sft)
@@ -225,7 +227,8 @@ def load_adapter(trainee: Trainee, name: str, file: str, folders: Sequence[str |
     Raises:
         MissingModelError, WeightsError, ValueError: as `build_trainee`.
     """
-    adapter = _read_adapter(file, folders)
+    kind = str(trainee.facts["backbone"])
+    adapter = tiny_adapter(trainee.network, kind, 2) if file == TINY else _read_adapter(file, folders)
     _agree(trainee, adapter)
     trainee.stack.load(name, adapter)
     return adapter
@@ -233,6 +236,14 @@ def load_adapter(trainee: Trainee, name: str, file: str, folders: Sequence[str |
 
 def _agree(trainee: Trainee, adapter: Adapter) -> None:
     adapter.agree(str(trainee.facts["backbone"]), {key: trainee.facts[key] for key in BINDING_FACTS if key in trainee.facts})
+
+
+def tiny_adapter(network: nn.Module, kind: str, seed: int, rank: int = 2, **info: Any) -> Adapter:
+    """A random adapter that changes something, for tests and for trying a workflow."""
+    generator, targets = Generator().manual_seed(seed), list(adapter_targets(kind))
+    shapes = expected_state(network, targets, rank)
+    state = {key: 0.1 * torch.randn(like.shape, generator=generator) for key, like in shapes.items()}
+    return Adapter(state, {**info, "backbone": kind, "rank": rank, "alpha": float(rank), "targets": targets}, source=TINY)
 
 
 def adapter_targets(kind: str) -> tuple[str, ...]:

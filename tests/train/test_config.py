@@ -16,6 +16,7 @@ from alignsr.train.config import (
     read_toml,
     to_mapping,
 )
+from alignsr.train.multi_step import add_adapter, build_trainee
 from alignsr.train.recipes import RECIPES, autoencoder, fidelity, load_config, one_step_distill, perceptual_gan
 from alignsr.train.recipes.fidelity import FidelityConfig
 
@@ -112,10 +113,21 @@ def test_unknown_recipe_is_refused(tmp_path):
         load_config(tmp_path / "a.toml")
 
 
+def adapter_parameters(config):
+    """Parameters of the adapter that a preference recipe trains, on the published size without files."""
+    is_tiny, is_pixel = config.model.source == "tiny", config.model.backbone == "pixel"
+    changes = {"source": "tiny" if is_tiny else "" if is_pixel else "random", "adapter": "", "control": ""}
+    with torch.device("cpu" if is_tiny else "meta"):
+        trainee = build_trainee(dataclasses.replace(config.model, **changes))
+        return sum(p.numel() for p in add_adapter(trainee, "policy", config.lora))
+
+
 def build(name):
     """(recipe's name, parameters of what a published config trains), built on the meta device."""
     recipe, config = load_config(name)
     kind = next(key for key, known in RECIPES.items() if known is recipe)
+    if kind == "sobolev_dpo":
+        return kind, adapter_parameters(config)
     names = {field.name for field in dataclasses.fields(config.model)}
     without = {field: value for field, value in {"init": "", "init_decoder": "random"}.items() if field in names}
     if kind == "one_step_distill" and config.model.source != "tiny":
@@ -137,9 +149,13 @@ def test_every_tiny_config_builds_a_tiny_model(name):
 @pytest.mark.parametrize("name", [name for name in published() if not name.startswith("tiny-")])
 def test_every_published_config_builds_its_model(name):
     kind, parameters = build(name)
-    low, high = {"fidelity": (1e5, 3e6), "autoencoder": (1e5, 2e7), "perceptual_gan": (1e7, 2e7), "one_step_distill": (1e5, 1e9)}[
-        kind
-    ]
+    low, high = {
+        "fidelity": (1e5, 3e6),
+        "autoencoder": (1e5, 2e7),
+        "perceptual_gan": (1e7, 2e7),
+        "one_step_distill": (1e5, 1e9),
+        "sobolev_dpo": (1e4, 6e7),
+    }[kind]
     assert low < parameters < high
 
 
