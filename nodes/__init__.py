@@ -13,7 +13,8 @@ from .lora import LoadLoRA, MergeLoRA, SaveLoRA
 from .losses import AESOPLoss, ArtifactLoss, GANLoss, PerceptualLoss, PixelLoss
 from .losses_one_step import FDLLoss, GridLoss, LPIPSLoss, RaGANLoss
 from .models import LoadSRModel
-from .multi_step import LoadMultiStepBackbone, MultiStepSR
+from .multi_step import LoadMultiStepBackbone
+from .multi_step_sampling import MultiStepSR
 from .one_step import LoadOneStepBackbone
 from .preferences import CuratePreferences, CurationStudy
 from .report import SaveReport

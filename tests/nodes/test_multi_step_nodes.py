@@ -22,7 +22,8 @@ from alignsr.core.sampling import restore_multi_step
 from alignsr.core.weights import MissingModelError, WeightsError
 from alignsr.nodes import condition, lora, models, one_step
 from alignsr.nodes.host import Interrupted, LocalHost, use_host
-from alignsr.nodes.multi_step import LoadMultiStepBackbone, MultiStepSR
+from alignsr.nodes.multi_step import LoadMultiStepBackbone
+from alignsr.nodes.multi_step_sampling import MultiStepSR
 from alignsr.nodes.restore import OneStepSR
 
 WAYS = [("flux1", "none"), ("flux1", "auto"), ("sd2", "none"), ("sd2", "auto")]
