@@ -9,7 +9,7 @@ from .discriminator import LoadDiscriminator
 from .evaluate import EvaluateFolders
 from .folder import LoadImageFolder
 from .host import register_model_folder
-from .lora import LoadLoRA, MergeLoRA, SaveLoRA
+from .lora import LoadLoRA, MergeAdapters, MergeLoRA, SaveLoRA
 from .losses import AESOPLoss, ArtifactLoss, GANLoss, PerceptualLoss, PixelLoss
 from .losses_one_step import FDLLoss, GridLoss, LPIPSLoss, RaGANLoss
 from .models import LoadSRModel
@@ -23,6 +23,7 @@ from .score import IQAReward
 from .train import TrainSRNetwork
 from .train_one_step import OneStepTrainer
 from .train_perceptual import TrainAutoEncoder, TrainPerceptualSR
+from .train_sobolev import SobolevDPOTrainer
 from .user_study import MakeVotingPages, ReadVotes
 
 PREFIX = "AlignSR"  # node ids are a contract with every saved workflow: prefix and class name never change
@@ -69,6 +70,8 @@ NODES: dict[type, str] = {
     CurationStudy: "Curation Study",
     LoadMultiStepBackbone: "Load Multi-Step Backbone",
     MultiStepSR: "Multi-Step SR",
+    SobolevDPOTrainer: "Sobolev DPO Trainer",
+    MergeAdapters: "Merge Adapters",
 }
 NODE_CLASS_MAPPINGS: dict[str, type] = {f"{PREFIX}{node.__name__}": node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {f"{PREFIX}{node.__name__}": f"{title} (AlignSR)" for node, title in NODES.items()}

@@ -1,4 +1,4 @@
-"""Load LoRA, Merge LoRA, Save LoRA: the adapters of the large one-step models."""
+"""Load LoRA, Merge LoRA, Merge Adapters, Save LoRA: the adapters of large models."""
 
 import json
 import math
@@ -154,6 +154,45 @@ class MergeLoRA:
         with input_names("lora", lora="lora", latents="latents"):
             merged = model.with_adapter(lora, strength)
         return merged, json.dumps(describe(merged), indent=2)
+
+
+class MergeAdapters:
+    """Node AlignSRMergeAdapters."""
+
+    CATEGORY = "AlignSR/models"
+    DESCRIPTION = (
+        "Joins two adapters of one backbone into one that acts as both, exactly: of the sum of their ranks, for example the "
+        "supervised adapter and the policy of ASASR. Nothing is folded into the model, so it works for adapters that act on "
+        "condition tokens alone too."
+    )
+    FUNCTION = "join"
+    RETURN_TYPES = (LORA, "STRING")
+    RETURN_NAMES = ("lora", "info")
+    OUTPUT_TOOLTIPS = ("The adapter, for Save LoRA and Merge LoRA.", "Facts as JSON: backbone, rank, layers, projector, notes.")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        strength: dict[str, Any] = {"default": 1.0, "min": -2.0, "max": 2.0, "step": 0.05}
+        return {
+            "required": {
+                "lora": (LORA, {"tooltip": "From Load LoRA or a trainer."}),
+                "other": (LORA, {"tooltip": "Another one, made for the same backbone and, with FLUX.1, the same tokens."}),
+                "strength": ("FLOAT", {**strength, "tooltip": "Of the first: 1 as trained, 0 without it."}),
+                "other_strength": ("FLOAT", {**strength, "tooltip": "Of the other one."}),
+            }
+        }
+
+    def join(self, lora: Adapter, other: Adapter, strength: float = 1.0, other_strength: float = 1.0) -> tuple[Adapter, str]:
+        from ..core.adapters import concatenate
+
+        for name, adapter, value in (("lora", lora, strength), ("other", other, other_strength)):
+            with input_names("", lora=name):
+                check_adapter(adapter)
+            if not math.isfinite(value):
+                raise ValueError(f"strength: expected a number for {name}, got {value}; 1 is as trained")
+        with input_names("other", adapters="other"), torch.inference_mode(False):
+            joined = concatenate((lora, strength), (other, other_strength))
+        return joined, json.dumps(facts(joined), indent=2)
 
 
 class SaveLoRA:
