@@ -193,6 +193,7 @@ class ScoreCandidates:
     def score(self, candidates: CandidateRun, metrics: str = "", cache: str = "") -> tuple[CandidateRun, str, Tensor, str]:
         from ..train.candidates import CandidateStore, Team, read_scores, score_candidates
         from ..train.candidates.config import check_metrics
+        from ..train.candidates.record import write_config
 
         host, config = get_host(), candidates.config
         scoring = config.scoring
@@ -208,6 +209,7 @@ class ScoreCandidates:
         with input_names("metrics"), Team.joined(config.num_threads) as team:
             watch = NodeWatch(host, "scoring candidates", scoring.metrics)
             path = score_candidates(scoring, store, team=team, watch=watch)
+        write_config(config, candidates.folder)
         host.soft_empty_cache()
         header, rows = _score_rows(read_scores(path))
         text = "\n".join("  ".join(cell.ljust(14) for cell in row).rstrip() for row in [header, *rows])

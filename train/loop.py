@@ -56,6 +56,12 @@ class Trained:
     is_averaged: bool = True
 
 
+def autocast_for(run: RunConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """Mixed precision of a forward pass, as configured."""
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device.type, kinds[run.precision]) if run.precision in kinds else nullcontext()
+
+
 class Loop:
     """Runs the steps of a recipe. See `recipes/fidelity.py` for how it reads.
 
@@ -143,8 +149,7 @@ class Loop:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision of the forward pass, as configured."""
-        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        return torch.autocast(self.device.type, kinds[self.run.precision]) if self.run.precision in kinds else nullcontext()
+        return autocast_for(self.run, self.device)
 
     def steps(self) -> Iterator[int]:
         """Step numbers from where the run stands to its end; after each one: log, preview, checkpoint, and stop if asked."""
@@ -166,7 +171,7 @@ class Loop:
                 self.state.step += 1
                 self._updated, self._buffers = False, {}
                 self._after_step()
-                stop = self.state.step < self.run.steps and self._agreed(self.hooks.should_stop())
+                stop = self.state.step < self.run.steps and self.agreed(self.hooks.should_stop())
             except BaseException:
                 # interruption by the host, Ctrl-C or an error inside a step: what is finished is kept
                 self._keep_what_is_done()
@@ -183,7 +188,7 @@ class Loop:
             Stopped: the user asked for it between two forward passes; the finished steps are kept.
         """
         for micro in range(self.run.accumulation_steps):
-            if micro and self._agreed(self.hooks.should_stop()):
+            if micro and self.agreed(self.hooks.should_stop()):
                 raise Stopped(
                     f"stopped inside step {self.state.step + 1} of {self.run.steps}; finished steps are kept, "
                     "continue with --resume"
@@ -213,6 +218,16 @@ class Loop:
             key = self._key(name, term)
             self._sums[key] = self._sums.get(key, 0.0) + mean / self.run.accumulation_steps
         self.scaler.scale(total / self.run.accumulation_steps).backward()
+
+    def measure(self, figures: Mapping[str, Tensor]) -> None:
+        """Add figures of one forward pass to the step's log: means over its passes and over processes."""
+        means = averaged_over_processes(torch.stack([value.detach().float().mean() for value in figures.values()])).tolist()
+        for name, mean in zip(figures, means, strict=True):
+            self._sums[name] = self._sums.get(name, 0.0) + mean / self.run.accumulation_steps
+
+    def measured(self, name: str) -> float:
+        """What the step's log has under that name so far."""
+        return self._sums[name]
 
     def update(self, *names: str) -> None:
         """Clip, step and average these parts, once per step and together: an interruption finds all of them updated, or none.
@@ -377,7 +392,7 @@ class Loop:
             "look at these samples or lower the learning rate"
         )
 
-    def _agreed(self, flag: bool) -> bool:
+    def agreed(self, flag: bool) -> bool:
         """Whether any process raised the flag: all of them must leave a step together, or the rest would wait for ever."""
         if int(self.accelerator.num_processes) == 1:
             return flag

@@ -13,7 +13,9 @@ from ..core.adapters import AdapterStack, concatenate
 from ..core.backbones import latent, open_multi_step
 from ..core.backbones.autoencoders import make_autoencoder
 from ..core.backbones.base import BackboneSpec
+from ..core.backbones.latent import PRECISIONS
 from ..core.backbones.pixel import PixelBackbone
+from ..core.backbones.quantization import BITS, quantize
 from ..core.backbones.stable_diffusion_files import UNETS
 from ..core.diffusion import MultiStepBackbone, Process, as_multi_step
 from ..core.lora import BINDING_FACTS, LORA_TARGETS, Adapter, expected_state, load_attached, resolve_targets
@@ -46,7 +48,8 @@ class MultiStepModelConfig:
     options: dict[str, Any] = field(default_factory=empty_table)  # untrained: changes to the network; pixel: its options
     adapter: str = ""  # frozen adapter of supervised training: what it does, the reference does; "tiny": random, for tests
     init: str = ""  # adapter to start from, of the same rank; empty: one that changes nothing
-    precision: Literal["bf16", "fp32"] = "bf16"  # of the frozen network; what is trained is fp32 always
+    # of the frozen network; what is trained is fp32 always. 8bit and 4bit: of the network's blocks, which then take no adapter
+    precision: Literal["bf16", "fp32", "8bit", "4bit"] = "bf16"
     vae_precision: Literal["bf16", "fp32"] = "bf16"
     scale: int = 4
     lora_scope: Literal["", "all", "condition_only"] = ""  # of flux1; empty: the adapter's, else all
@@ -178,9 +181,11 @@ def build_trainee(
         torch.manual_seed(0)
         backbone = _open(config, facts, name, licence, folders)
     for part, module in backbone.modules():
-        nn.Module.to(module, dtype=DTYPES[config.vae_precision if part == "vae" else config.precision])
+        nn.Module.to(module, dtype=DTYPES[config.vae_precision] if part == "vae" else PRECISIONS[config.precision])
         module.eval().requires_grad_(False)
     network = adapted_network(backbone)
+    if config.precision in BITS:
+        quantize(network, BITS[config.precision], torch.accelerator.current_accelerator() or "cpu")
     kept = {key: facts[key] for key in ("lora_scope", "condition_stride", "guidance") if key in facts}
     base = config.source or (config.network if config.backbone != "pixel" else name)
     if config.adapter == TINY:
@@ -371,7 +376,7 @@ def _open(
         network=config.network or None,
         autoencoder=config.autoencoder or None,
         control=config.control or None,
-        precision=config.precision,
+        precision="bf16" if config.precision in BITS else config.precision,
         **facts,
     )
 
@@ -400,7 +405,7 @@ def _untrained(config: MultiStepModelConfig, facts: Mapping[str, Any]) -> Any:
     options = {**published, **config.options}
     modules: list[nn.Module] = []
     before = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[config.precision])  # twelve billion weights are made in the precision that they are kept in
+    torch.set_default_dtype(PRECISIONS[config.precision])  # twelve billion weights are made in the precision they are kept in
     try:
         modules.append(latent.make_transformer(kind, options))
         if config.control:

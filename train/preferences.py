@@ -4,20 +4,25 @@ Every epoch has all pairs once, in an order that is a pure function of (seed, ep
 and a resumed run goes on in it. A pair is read straight from its shard, each part checked against its checksum.
 """
 
+import hashlib
 import random
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.preferences import pair_table, unusable
 from ..core.records import PreferenceBatch
-from .candidates.curate import PAIRS
+from .candidates.curate import PAIRS, REWARDS
 from .candidates.store import CandidateStore, GroupEntry
 from .candidates.tables import read_table
 from .sources import DataError
 
-COLUMNS = ("group", "chosen", "rejected", "gap", "weight")
+COLUMNS = ("group", "chosen", "rejected", "gap", "intra", "inter")
 
 
 class PreferenceData:
@@ -27,12 +32,18 @@ class PreferenceData:
         folder: run folder of `alignsr candidates`, or the path of its `pairs.parquet`.
         seed: of the order.
         uniform: give every pair a weight of 1 in place of the table's.
+        picks: N, to pair anew by the rewards beside the table; 0: the table as it was curated.
+        held_out: leave out the pairs of so many pictures, the last ones; the weights of the rest have a mean of 1 again.
+
+    Attributes:
+        held_out: numbers of the groups that are left out.
 
     Raises:
-        DataError: no pair table, one of other candidates than lie beside it, or shards that are missing or truncated.
+        DataError: no pair table, one of other candidates than lie beside it, shards that are missing or truncated, or no pair
+            that is left.
     """
 
-    def __init__(self, folder: str | Path, seed: int, *, uniform: bool = False) -> None:
+    def __init__(self, folder: str | Path, seed: int, *, uniform: bool = False, picks: int = 0, held_out: int = 0) -> None:
         path = Path(folder).expanduser()
         path = path if path.suffix == ".parquet" else path / PAIRS
         columns, self.info = read_table(path, COLUMNS)
@@ -42,10 +53,17 @@ class PreferenceData:
                 f"{path}: expected pairs of the candidates beside it, got those of another sampling; curate them again"
             )
         self.seed, self.uniform = seed, uniform
+        self.held_out = tuple(range(len(self.store.names)))[len(self.store.names) - held_out :] if held_out else ()
+        if picks:
+            columns = _paired_anew(path.parent, picks, self.held_out)
+        elif held_out:
+            columns = _without(columns, self.held_out)
         self._groups, self._chosen, self._rejected = (torch.from_numpy(columns[name].copy()).long() for name in COLUMNS[:3])
-        self._gaps, self._weights = (torch.from_numpy(columns[name].copy()).float() for name in COLUMNS[3:])
+        self._gaps = torch.from_numpy(columns["gap"].copy()).float()
+        self._weights = torch.from_numpy(columns["intra"] * columns["inter"]).float()
         if not len(self._groups):
-            raise DataError(f"{path}: expected at least one pair, got an empty table; curate the candidates again")
+            left = f" beside {held_out} pictures that are held out" if held_out else ""
+            raise DataError(f"{path}: expected at least one pair{left}, got an empty table; curate the candidates again")
         self.store.require_finished()
         self.are_latents = self.store.has_latents
         self._order = lru_cache(maxsize=2)(self._epoch)
@@ -53,6 +71,12 @@ class PreferenceData:
     def __len__(self) -> int:
         """Pairs of one epoch."""
         return len(self._groups)
+
+    @property
+    def digest(self) -> str:
+        """Changes with the candidates, the pairs and their order."""
+        rows = torch.stack([self._groups, self._chosen, self._rejected]).numpy().tobytes()
+        return hashlib.sha256(f"{self.store.manifest['hash']}:{self.seed}:".encode() + rows).hexdigest()[:16]
 
     @property
     def scale(self) -> int:
@@ -112,3 +136,31 @@ class PreferenceData:
                 "sample with data.gt_patch_px, or train with a batch size of 1"
             )
         return torch.stack(parts)
+
+
+def _without(columns: dict[str, Any], held_out: Sequence[int]) -> dict[str, Any]:
+    """The table without some groups; a group's weight is re-centred on the mean of those that are left."""
+    kept = ~np.isin(columns["group"], held_out)
+    rest = {name: values[kept] for name, values in columns.items()}
+    _, first = np.unique(rest["group"], return_index=True)
+    if len(first):
+        rest["inter"] = rest["inter"] + (1 - rest["inter"][first].mean())
+    return rest
+
+
+def _paired_anew(folder: Path, picks: int, held_out: Sequence[int]) -> dict[str, Any]:
+    """The pair table of another N, from the rewards of the same candidates.
+
+    Raises:
+        DataError: no rewards, or no group that can be used.
+    """
+    found, _ = read_table(folder / REWARDS, ("group", "candidate", "reward"))
+    bounds = np.flatnonzero(np.diff(found["group"])) + 1
+    rewards = [torch.from_numpy(part.copy()) for part in np.split(found["reward"], bounds)]
+    reasons = {number: unusable(values, picks) for number, values in enumerate(rewards) if number not in held_out}
+    used = [number for number, reason in reasons.items() if not reason]
+    if not used:
+        raise DataError(f"data.picks: {next(iter(reasons.values()), 'expected a picture, got none')}; take fewer picks")
+    table = pair_table([rewards[number] for number in used], picks)
+    columns = {name: getattr(table, name).numpy() for name in COLUMNS}
+    return columns | {"group": np.asarray(used)[columns["group"]]}

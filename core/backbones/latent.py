@@ -232,7 +232,7 @@ def open_multi_step(
         network: path or file name of transformer or UNet in place of the published one, also beside a diffusers folder.
         autoencoder: the same for the autoencoder.
         control: path or file name of a control branch, diffusers folder or plain state dict as released; `auto`: the released
-            one; `tiny` beside a tiny model; None: conditioning without one.
+            one; `tiny` beside a tiny model, which also takes a file that was trained on it; None: conditioning without one.
         precision: a key of `PRECISIONS`. With `fp16` the autoencoder stays float32.
         adapters: as read by `lora_files.read_adapter`, each with its strength, in that order.
         device: where the modules go; `meta` checks all files and adapters and gives a backbone without values.
@@ -277,6 +277,8 @@ def _open(
     given = {key: path for key, path in chosen.items() if path is not None}
     if source == TINY:
         backbone = _tiny(name, "control" in given, 0, {}, facts)
+        if str(given.get("control", TINY)) not in (TINY, AUTO):  # one that was trained on the miniature
+            backbone.control = _load_control(kind, Path(given["control"]), next(iter(backbone.modules()))[1], dtype, is_meta)
         for part, module in backbone.modules():
             nn.Module.to(module, dtype=vae_dtype if part == "vae" else dtype)  # diffusers' own method warns about absent modules
     else:

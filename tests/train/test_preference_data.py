@@ -62,6 +62,30 @@ def test_weights_of_an_epoch_have_a_mean_of_one(finished):
     assert data._weights.tolist() == pytest.approx(table.weight.tolist())
 
 
+def test_pictures_held_out_leave_weights_with_a_mean_of_one(finished):
+    """Check 5: dropping groups means a new mean of the spreads."""
+    data = PreferenceData(finished.folder, seed=1, held_out=1)
+    assert data.held_out == (3,) and len(data) == 3 * 4
+    assert set(data.batch(0, len(data)).names) == set(finished.store.names[:3])
+    wanted = pair_table(list(finished.curation.rewards)[:3], 2).weight
+    assert data._weights.tolist() == pytest.approx(wanted.tolist()) and wanted.mean() == pytest.approx(1, abs=1e-12)
+    with pytest.raises(DataError, match="expected at least one pair beside 4 pictures that are held out"):
+        PreferenceData(finished.folder, seed=1, held_out=4)
+
+
+def test_pairs_of_another_n_are_made_of_the_same_candidates(finished):
+    best = PreferenceData(finished.folder, seed=1, picks=1)
+    wanted = pair_table(list(finished.curation.rewards), 1)
+    assert len(best) == 4 and best._gaps.tolist() == pytest.approx(wanted.gap.tolist())
+    assert best._weights.tolist() == pytest.approx(wanted.weight.tolist())
+    assert PreferenceData(finished.folder, seed=1, picks=2)._weights.tolist() == pytest.approx(
+        PreferenceData(finished.folder, seed=1)._weights.tolist()
+    )
+    assert set(PreferenceData(finished.folder, seed=1, picks=1, held_out=2)._groups.tolist()) == {0, 1}
+    with pytest.raises(DataError, match=r"data\.picks: expected at least 2 x 4 candidates, got 6; take fewer picks"):
+        PreferenceData(finished.folder, seed=1, picks=4)
+
+
 def test_pictures_stand_in_for_latents_that_were_not_kept(tmp_path):
     result = run(small(pictures(tmp_path / "gt"), sampling__latents="none"), tmp_path / "run")
     batch = PreferenceData(result.folder, seed=0).batch(0, 3)
@@ -80,7 +104,7 @@ def test_tables_and_shards_that_do_not_fit_are_told(tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(DataError, match="expected a Parquet table, found none"):
         PreferenceData(tmp_path, 0)
-    columns, info = read_table(result.pairs, ("group", "chosen", "rejected", "gap", "weight"))
+    columns, info = read_table(result.pairs, ("group", "chosen", "rejected", "gap", "intra", "inter"))
     write_table(folder / "empty.parquet", {key: value[:0] for key, value in columns.items()}, info)
     with pytest.raises(DataError, match="expected at least one pair"):
         PreferenceData(folder / "empty.parquet", 0)

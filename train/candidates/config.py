@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ...core.metrics import REWARD_METRICS, spec_of
 from ..config import (
     ConfigError,
+    added,
     apply_sets,
     config_hash,
     empty_table,
@@ -69,7 +70,8 @@ class CandidateSamplingConfig:
     control_scale: float = 1.0
     color_fix: Literal["adain", "wavelet", "none"] = "adain"  # of the pictures that are scored; latents stay as sampled
     noise: Literal["shared", "own"] = "shared"  # shared: candidate k starts from the same noise for every picture
-    seed: int = 0  # candidate k of the shared noise has generator seed + k
+    seed: int = 0  # candidate k of the shared noise has generator seed + first + k
+    first: int = added(0)  # leave out so many of the pool of noises: candidates that were never drawn before
     batch_size: int = 4  # candidates per forward pass
     latents: Literal["fp32", "fp16", "none"] = "fp32"  # kept for training; none: training encodes the pictures
 
@@ -128,7 +130,7 @@ class CandidatesConfig:
     def __post_init__(self) -> None:
         positive(self.model, "scale")
         positive(self.sampling, "candidates", "batch_size")
-        positive(self.sampling, "steps", "seed", low=0)
+        positive(self.sampling, "steps", "seed", "first", low=0)
         positive(self.store, "groups_per_shard")
         positive(self.scoring, "batch_size")
         positive(self.pairs, "picks")

@@ -34,9 +34,25 @@ def open_model(
     Raises:
         MissingModelError, WeightsError: the model is missing or does not fit.
     """
+    backbone, tell = _open(config, folder, device, folders)
+    draw = drawer(config, backbone, tell, device)
+    spec = backbone.spec
+    return draw, {"name": spec.name, "parameters": spec.parameters, "licence": spec.licence}
+
+
+def drawer(
+    config: CandidatesConfig, backbone: Any, tell: Tell, device: torch.device
+) -> Callable[[Group, Sequence[int]], tuple[Tensor, Tensor]]:
+    """What draws candidates with a model as a config says.
+
+    Args:
+        config: the whole config.
+        backbone: the model, wherever it comes from.
+        tell: a prompt to embeddings.
+        device: where the model works.
+    """
     from ...core.sampling import restore_multi_step
 
-    backbone, tell = _open(config, folder, device, folders)
     sampling = config.sampling
     negative = tell(sampling.negative_prompt)
 
@@ -58,8 +74,7 @@ def open_model(
         assert restored.z is not None
         return restored.sr, restored.z
 
-    spec = backbone.spec
-    return draw, {"name": spec.name, "parameters": spec.parameters, "licence": spec.licence}
+    return draw
 
 
 def _open(config: CandidatesConfig, folder: Path, device: torch.device, folders: Sequence[str | Path]) -> tuple[Any, Tell]:

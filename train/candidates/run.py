@@ -1,15 +1,13 @@
 """Pipeline A from a config to preference pairs; every stage finds what is finished and does the rest."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...core.weights import write_atomic
-from ..config import to_mapping
 from .config import CandidatesConfig
 from .curate import Curation, curate_folder
 from .processes import SilentWatch, Team, Watch
+from .record import write_config
 from .sample import Draw, sample_candidates
 from .score import score_candidates
 from .store import CandidateStore
@@ -74,8 +72,7 @@ def run_candidates(
         if until != "sample":
             scores = score_candidates(config.scoring, store, team=team, watch=watch)
         if team.is_main:
-            text = json.dumps(to_mapping(config), indent=1) + "\n"
-            write_atomic(folder / "config.json", lambda part: part.write_text(text, encoding="utf-8"))
+            write_config(config, folder)
             if until == "curate":
                 pairs, curation = curate_folder(store, config.reward, config.pairs)
                 watch.progress("pairs", 1, 1)

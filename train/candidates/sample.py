@@ -19,6 +19,7 @@ from .config import CandidatesConfig
 from .elsewhere import read_candidates
 from .model import open_model
 from .processes import SilentWatch, Team, Watch
+from .record import write_config
 from .sources import Group, GroupSource
 from .store import FOLDER, Candidates, CandidateStore
 
@@ -31,12 +32,20 @@ Draw = Callable[[Group, Sequence[int]], tuple[Tensor, Tensor]]
 """(group, seeds) -> pictures [m, 3, H, W] float in [0, 1] and latents [m, C, y, x]."""
 
 
-def seeds_of(config: CandidatesConfig, group: int) -> list[int]:
-    """The generators' seeds of a group's candidates: the same for all groups, or its own."""
+def seeds_of(config: CandidatesConfig, group: int, fresh: int = 0) -> list[int]:
+    """The generators' seeds of a group's candidates: the same for all groups, or its own.
+
+    Args:
+        config: the whole config.
+        group: number of the picture.
+        fresh: in place of the candidates' own, so many that none of them has.
+    """
     sampling = config.sampling
+    first = sampling.first + (sampling.candidates if fresh else 0)
+    numbers = range(first, first + (fresh or sampling.candidates))
     if sampling.noise == "shared":
-        return [sampling.seed + k for k in range(sampling.candidates)]
-    return [sample_seed(sampling.seed, (group << 20) + k) for k in range(sampling.candidates)]
+        return [sampling.seed + k for k in numbers]
+    return [sample_seed(sampling.seed, (group << 20) + k) for k in numbers]
 
 
 def open_store(config: CandidatesConfig, folder: Path, source: GroupSource) -> CandidateStore:
@@ -90,6 +99,7 @@ def sample_candidates(
     source = GroupSource(config.data, config.model.scale, config.sampling.seed)
     if team.is_main:
         store = open_store(config, folder, source)
+        write_config(config, folder)
         _sweep(folder / FOLDER)
     team.meet()
     store = open_store(config, folder, source)
@@ -131,9 +141,9 @@ def _maker(
     return lambda group: make_group(config, group, found)
 
 
-def make_group(config: CandidatesConfig, group: Group, draw: Draw) -> Candidates:
-    """All candidates of one picture, `sampling.batch_size` at a time."""
-    seeds, size = seeds_of(config, group.index), config.sampling.batch_size
+def make_group(config: CandidatesConfig, group: Group, draw: Draw, fresh: int = 0) -> Candidates:
+    """All candidates of one picture, `sampling.batch_size` at a time; see `seeds_of` for `fresh` ones."""
+    seeds, size = seeds_of(config, group.index, fresh), config.sampling.batch_size
     pictures: list[Tensor] = []
     latents: list[Tensor] = []
     for start in range(0, len(seeds), size):
