@@ -1,4 +1,4 @@
-"""One step of preference training by the checks of dp2o-sr.md section 6: equal models, gradients, shared noise, packing, a toy."""
+"""One step of preference training by the checks of dp2o-sr.md section 6: gradients, shared noise, packing, a toy that learns."""
 
 import math
 from contextlib import nullcontext
@@ -15,6 +15,7 @@ from alignsr.core.diffusion import FlowProcess
 from alignsr.core.losses.preference import DP2O_SR_LOGIT_SCALE, PairEnergies, preference_loss, preference_terms
 from alignsr.core.preferences import pair_table
 from alignsr.core.records import PreferenceBatch
+from alignsr.train.multi_step import MultiStepModelConfig
 from alignsr.train.preference_step import draw_pair, errors, figures, pair_state
 from alignsr.train.recipes.perceptual_dpo import PerceptualDpoConfig
 
@@ -143,12 +144,8 @@ def test_11_the_error_is_the_same_packed_and_unpacked():
 
 
 def test_13_the_factor_on_the_difference_of_mean_errors_is_2500():
-    assert (
-        PerceptualDpoConfig(
-            model=replace(PerceptualDpoConfig.__dataclass_fields__["model"].default_factory(), control="auto")
-        ).logit_scale
-        == 2500
-    )
+    config = PerceptualDpoConfig(model=MultiStepModelConfig(control="auto"))
+    assert config.loss.beta == 5000 and config.logit_scale == 2500
     assert DP2O_SR_LOGIT_SCALE == 2500
     delta, zero = torch.tensor([3e-4], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     assert torch.equal(preference_loss(delta, zero, logit_scale=5000), preference_loss(2 * delta, zero, logit_scale=2500))
@@ -195,7 +192,7 @@ def reward(z):
 
 
 def test_14_a_toy_learns_what_is_preferred():
-    """N = 4 of M = 16, groups of one cloud: mean reward rises, its spread over seeds falls, the worst gains more than the best."""
+    """N = 4 of M = 16: mean reward rises, its spread over seeds falls, the worst of 32 gains more than the best."""
     reference = pretrained(0)
     groups = [reference.sample(16, seed=100 + g) for g in range(64)]
     table = pair_table([reward(z) for z in groups], 4)
