@@ -219,16 +219,6 @@ class Loop:
             self._sums[key] = self._sums.get(key, 0.0) + mean / self.run.accumulation_steps
         self.scaler.scale(total / self.run.accumulation_steps).backward()
 
-    def measure(self, figures: Mapping[str, Tensor]) -> None:
-        """Add figures of one forward pass to the step's log: means over its passes and over processes."""
-        means = averaged_over_processes(torch.stack([value.detach().float().mean() for value in figures.values()])).tolist()
-        for name, mean in zip(figures, means, strict=True):
-            self._sums[name] = self._sums.get(name, 0.0) + mean / self.run.accumulation_steps
-
-    def measured(self, name: str) -> float:
-        """What the step's log has under that name so far."""
-        return self._sums[name]
-
     def update(self, *names: str) -> None:
         """Clip, step and average these parts, once per step and together: an interruption finds all of them updated, or none.
 

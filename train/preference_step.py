@@ -158,10 +158,10 @@ def figures(energies: PairEnergies, logit_scale: float) -> dict[str, Tensor]:
         "margin": found["margin"],
         "implicit_accuracy": found["agreement"],
         "drift": found["chosen_drift"],
-        "policy_chosen": energies.policy_chosen,
-        "policy_rejected": energies.policy_rejected,
-        "reference_chosen": energies.reference_chosen,
-        "reference_rejected": energies.reference_rejected,
+        "policy_chosen": energies.policy_chosen.detach().mean(),
+        "policy_rejected": energies.policy_rejected.detach().mean(),
+        "reference_chosen": energies.reference_chosen.mean(),
+        "reference_rejected": energies.reference_rejected.mean(),
     }
 
 

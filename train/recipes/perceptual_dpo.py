@@ -156,6 +156,7 @@ def train(
             for step in steps:
                 if loop.agreed(bool(guard.stopped)):
                     break
+                drift = 0.0
                 for micro, batch in enumerate(loop.batches(feed)):
                     first = first_index(config.run, step, micro, *ranks)
                     state = _state(config, policy, batch, tell, first)
@@ -167,9 +168,10 @@ def train(
                     energies = PairEnergies.of(errors(policy.backbone, state, loop.autocast), answered)
                     terms = preference_terms(energies, logit_scale=config.logit_scale, weights=batch.weights)
                     loop.backward(PART, terms, labels(batch))
-                    loop.measure(figures(energies, config.logit_scale))
+                    seen = loop.watch(figures(energies, config.logit_scale))
+                    drift += seen["drift"] / config.run.accumulation_steps
                 loop.update(PART)
-                guard.watch(step + 1, loop.measured("drift"))
+                guard.watch(step + 1, drift)
                 if loop.is_main:
                     _report(config, policy, loop, guard, sampled, drawn, data, tell)
 
