@@ -13,7 +13,8 @@ from alignsr.core.lora import Adapter
 from alignsr.core.lora_files import read_adapter
 from alignsr.nodes.host import Interrupted, LocalHost, use_host
 from alignsr.nodes.lora import MergeAdapters, SaveLoRA
-from alignsr.nodes.multi_step import LoadMultiStepBackbone, MultiStepSR
+from alignsr.nodes.multi_step import LoadMultiStepBackbone
+from alignsr.nodes.multi_step_sampling import MultiStepSR
 from alignsr.nodes.train_sobolev import SobolevDPOTrainer
 from alignsr.train.config import ConfigError
 from alignsr.train.multi_step import AdapterConfig, MultiStepModelConfig, add_adapter, build_trainee, save_trained
