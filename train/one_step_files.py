@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core import lora
 from ..core.backbones import latent
-from ..core.lora_files import save_adapter
+from ..core.lora_files import RELEASED, save_adapter
 from ..core.weights import save_weights
 from .one_step import DTYPES, OneStepModel, OneStepModelConfig, TrainedPart
 
@@ -54,7 +54,7 @@ def save_result(model: OneStepModel, config: OneStepModelConfig, part: TrainedPa
     with showing(model.part, part):
         if config.backbone != "pixel" and model.facts:
             state = {name: tensor.to(dtype, copy=True) for name, tensor in lora.adapter_state(model.network).items()}
-            facts = {"backbone": config.backbone, "latents": backbone.latents, "base": config.source, **model.facts, **step}
+            facts = {"backbone": config.backbone, "latents": backbone.latents, "base": _base_name(config), **model.facts, **step}
             return save_adapter(path, lora.Adapter(state, {**info, **facts}, projector, str(path)))
         if projector:
             save_weights(path.with_name(f"{path.stem}-projector.safetensors"), projector, {**info, "architecture": "projector"})
@@ -63,6 +63,12 @@ def save_result(model: OneStepModel, config: OneStepModelConfig, part: TrainedPa
         tensors = {name: tensor.to(dtype) for name, tensor in merged_state(backbone.network, model).items()}
         header = {"backbone": "pixel", "architecture": "pixel", "options": dict(backbone.options), **step}
         return save_weights(path, tensors, {**info, **header})
+
+
+def _base_name(config: OneStepModelConfig) -> str:
+    """The base model as a person calls it: the file or folder that was chosen, without its place, else the published one."""
+    chosen = config.transformer or config.source
+    return PurePath(chosen).name if chosen else str(RELEASED[config.backbone]["base"])
 
 
 @torch.no_grad()

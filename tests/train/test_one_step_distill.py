@@ -394,6 +394,23 @@ def test_the_average_is_what_is_saved_and_validated(pictures, tmp_path):
     assert all(torch.equal(saved[key], value.half()) for key, value in merged.items())
 
 
+@pytest.mark.parametrize(
+    ("name", "source", "transformer", "base"),
+    [
+        (FLUX, "", "", "FLUX.2-klein-base-4B"),
+        (Z_IMAGE, "", "", "Z-Image-Turbo"),
+        (Z_IMAGE, "/models/diffusers/Z-Image-Turbo/", "", "Z-Image-Turbo"),
+        (FLUX, "", "models/mine.safetensors", "mine.safetensors"),
+    ],
+)
+def test_the_header_names_the_base_model(name, source, transformer, base, pictures, tmp_path):
+    config = light(name, pictures)
+    model = recipe.build_model(config)
+    config = replace(config, model=replace(config.model, source=source, transformer=transformer))
+    path = recipe.save_model(config, model, model.part, tmp_path / "x.safetensors", 1, 4)
+    assert read_info(path)["base"] == base and read_info(path)["samples"] == 4
+
+
 def test_showing_exchanges_values_and_brings_them_back():
     one, two = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     weights = one.weight.clone(), two.weight.clone()
