@@ -275,12 +275,14 @@ def _restored(pairs: Any, model: str, scale: int, tile_px: int, device: Any, pre
     from ..core.image_files import read_image
     from ..core.images import to_rgb
     from ..core.resize import imresize
-    from ..core.restore import move
+    from ..core.restore import move, scale_warning
     from ..nodes.host import get_host
 
     backbone = None if model == "bicubic" else move(load_backbone(find_weights(model)), device, precision)
     if backbone is not None:
         check_tiles(tile_px, -1, backbone.spec)
+        if warning := scale_warning(backbone, scale):
+            say(f"warning: --scale: {warning}")
     for pair in pairs:
         pixels = to_rgb(read_image(pair.sr).pixels)
         if backbone is None:

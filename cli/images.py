@@ -85,7 +85,7 @@ def upscale(
     from ..core.batch import Job, check_writable, plan_jobs, restore_picture, upscale_file
     from ..core.checks import check_positive_int, did_you_mean
     from ..core.color import COLOR_FIXES
-    from ..core.restore import move
+    from ..core.restore import move, scale_warning
     from ..nodes.host import get_host
 
     factor = check_positive_int(whole_number(scale, "--scale"), "--scale", high=16)
@@ -101,6 +101,8 @@ def upscale(
     say(f"loading {path.stem} ...", quiet)  # seconds, for models that need diffusers
     backbone = move(load_backbone(path), where, dtype)
     check_tiles(tile_px, overlap_px, backbone.spec, quiet)
+    if warning := scale_warning(backbone, factor):
+        say(f"warning: --scale: {warning}")
 
     host = get_host()
     asked = {"model": backbone.spec.name, "weights": sha256_of(path)[:16], "scale": factor, "color_fix": color_fix}
@@ -145,6 +147,7 @@ def upscale(
         return other_size(job.target, (width * factor, height * factor))
 
     report = {"command": "upscale", "model": backbone.spec.name, "scale": factor, "parameters": backbone.spec.parameters}
+    report |= {"warning": warning} if warning else {}
     raise typer.Exit(_do(plan, work, what_is_there, overwrite, quiet, json_file, report))
 
 

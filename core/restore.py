@@ -16,6 +16,7 @@ from .staged import Conditioner, clean_state, restore_in_stages, rows_of
 from .tiling import Box, TilePlan, blend, plan, plan_snapped
 
 MODES = ("best", "parity")
+TRAINED_SCALE = 4  # of every one-step model; strsr.md 5.14
 RELEASED_TILE_PX, RELEASED_OVERLAP_PX = 1024, 64  # strsr.md section 1.6
 _OVERSHOOT = 0.5  # of an interpolated input; [0, 255] and [-1, 1] lie beyond it
 
@@ -40,6 +41,22 @@ def fitting_overlap(backbone: Described, tile_px: int) -> int:
 def is_latent(backbone: Described) -> bool:
     """Whether it works on an autoencoder's latents; then it runs in stages, and `mode` counts."""
     return backbone.spec.kind == "flow" and backbone.spec.latent_stride > 1
+
+
+def scale_warning(backbone: Described, scale: float) -> str:
+    """What to tell the user about a factor that a flow model was not trained for; nothing up to the trained one, or for networks.
+
+    Example:
+        >>> from alignsr.core.backbones.latent import tiny
+        >>> scale_warning(tiny("z_image"), 4)
+        ''
+    """
+    if backbone.spec.kind != "flow" or scale <= TRAINED_SCALE:
+        return ""
+    return (
+        f"scale {scale:g} is above {TRAINED_SCALE}, the factor that {backbone.spec.name} was trained for: it may invent or blur; "
+        f"upscale by {TRAINED_SCALE} for the trained result"
+    )
 
 
 def tiles_for(backbone: AnyBackbone, tile_px: int = 0, overlap_px: int = -1, mode: str = "best") -> tuple[int, int]:

@@ -13,7 +13,7 @@ from ..core.borrowed import nbytes
 from ..core.color import COLOR_FIXES, apply_color_fix
 from ..core.images import bchw_to_bhwc, quantize_8bit
 from ..core.resize import bicubic
-from ..core.restore import MODES
+from ..core.restore import MODES, scale_warning
 from .common import SR_MODEL, JobBar, give, in_turns, input_names, match_batch, on_device, take, take_pixels
 from .condition import CONDITIONING
 from .host import get_host
@@ -55,7 +55,7 @@ class OneStepSR:
                         "max": 16,
                         "tooltip": "How many times larger. At another factor than the network's own its result is "
                         "resized; flow models "
-                        "take any factor but are best at the one they were trained for.",
+                        "take any factor, were trained for 4 and warn above it.",
                     },
                 ),
                 "color_fix": (
@@ -172,6 +172,8 @@ class OneStepSR:
         check_one_step(model)
         pixels, host, spec = take_pixels(image, "image"), get_host(), model.backbone.spec
         device = torch.device("cpu") if model.device == "cpu" else host.device()
+        if warning := scale_warning(model.backbone, scale):
+            LOGGER.warning("One-Step SR: %s", warning)
 
         def notify(message: str) -> None:
             LOGGER.warning("One-Step SR: %s", message)
@@ -209,6 +211,7 @@ class OneStepSR:
         info = {**restored.info, "model_file": model.path.name} | (
             {"seed": seed} if restored.info.get("mode") == "parity" else {}
         )
+        info |= {"warning": warning} if warning else {}
         # programs that save an IMAGE cut off what is finer than 8 bits, which darkens it by half a grey level
         sr = quantize_8bit(restored.sr) if restored.info.get("mode") == "best" else restored.sr
         return bchw_to_bhwc(sr), bchw_to_bhwc(restored.lq_up), json.dumps(info, indent=2)

@@ -285,6 +285,16 @@ def test_pixel_models_upscale_too(photos: Path, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "out" / "a.png").size == (42, 30)
 
 
+def test_a_factor_that_was_not_trained_is_said_aloud_once(photos: Path, model: Path, tmp_path: Path) -> None:
+    """Of flow models, above 4; also where nothing else is said."""
+    pixel = save_tiny(tmp_path / "pixel.safetensors", "pixel")
+    for name, weights, scale, times in (("over", pixel, "5", 1), ("at", pixel, "4", 0), ("network", model, "5", 0)):
+        report = tmp_path / f"{name}.json"
+        done = call("upscale", photos, "-o", tmp_path / name, "-m", weights, "--scale", scale, "--quiet", "--json", report)
+        assert done.code == 0 and done.err.count("warning: --scale: scale 5 is above 4") == times
+        assert ("warning" in json.loads(report.read_text(encoding="utf-8"))) == bool(times)
+
+
 def test_one_pixel(model: Path, tmp_path: Path) -> None:
     source = write_image(tmp_path / "one.png", torch.full((1, 3, 1, 1), 0.25))
     assert call("upscale", source, "-o", tmp_path / "out", "-m", model).code == 0

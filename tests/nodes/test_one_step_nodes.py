@@ -320,6 +320,16 @@ def test_text_and_empty_conditions(host: Any) -> None:
         node.encode(model, "user")
 
 
+def test_a_factor_that_was_not_trained_is_said_aloud_once(host: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model = load("z_image")
+    for scale, times in ((4, 0), (5, 1)):
+        caplog.clear()
+        info = json.loads(OneStepSR().upscale(model, picture(2, 16, 16), scale, tile_px=32)[2])
+        said = [record.message for record in caplog.records if "scale 5 is above 4" in record.message]
+        assert len(said) == times and ("warning" in info) == bool(times)
+    assert "trained for 4 and warn above it" in OneStepSR.INPUT_TYPES()["required"]["scale"][1]["tooltip"]
+
+
 def test_tags_are_told_as_in_training(host: Any) -> None:
     """Trimmed, once each, one line: the node and the recipe make the same text of them."""
     model, node, prompt = load("z_image"), condition.TextEncode(), " cat,wall,,\n Cat "
