@@ -301,29 +301,38 @@ def test_numbers_of_strsr(name):
         "sample",
         True,
     )
+    assert (model.precision, model.vae_precision) == ("bf16", "fp32")
+    assert model.latents == ("" if "flux2" in name else "scaled")
+    assert (run.preview_every, run.accumulation_steps) == (100, 1)
     assert (losses.pixel.kind, losses.pixel.model_range) == ("l1", True)
     ragan = losses.ragan
     assert (ragan.factor, ragan.r1_weight, ragan.r1_sigma, ragan.r1_noise) == (0.5, 10.0, 0.005, "gaussian")
+    assert (ragan.reference, ragan.span, opponent.precision) == ("global", "all", "fp32")
     assert (opponent.features.kind, opponent.features.architecture, opponent.hidden) == ("clip", "convnext_xxlarge", 512)
     if losses.fdl is not None:
         fdl = losses.fdl
         assert (fdl.features.kind, fdl.projections, fdl.patch, fdl.phase_weight) == ("vgg19", 256, 5, 1.0)
+        assert (fdl.seed, fdl.model_range) == (0, False)
         assert model.init == f"models/{name.replace('stage2', 'stage1')}.safetensors"
         assert opponent.init == f"models/{name.replace('stage2', 'stage1')}-critic.safetensors"
     told = (data.gt_patch_px, data.crop, data.augment, data.degradation, data.jpeg, data.pair_pool, config.sharpen_target)
     assert told == (1024, "fit", False, "strsr", "diffjpeg", 256, True)
-    assert (config.conditioning.kind, config.conditioning.width) == ("vlm", 2560)
+    assert (config.conditioning.kind, config.conditioning.width, config.conditioning.is_parity) == ("vlm", 2560, True)
 
 
 def test_every_config_of_several_processes_says_how_it_is_started():
-    for path in (CONFIGS / f"{name}.toml" for name in published()):
-        config = load_config(path)[1]
-        if config.run.checkpoint_every == 5000:
+    """Those of the papers' sizes: all but what is trained on a processor, with one thread, and the miniatures."""
+    found: set[str] = set()
+    for path in (CONFIGS / f"{name}.toml" for name in published() if not name.startswith("tiny-")):
+        run = getattr(load_config(path)[1], "run", None)
+        if run is not None and run.num_threads != 1:
             text = path.read_text(encoding="utf-8")
-            batch = config.run.batch_size
-            assert f"accelerate launch --num_processes 4 -m alignsr train {path.stem}" in text
-            assert f"4 x {batch} = {4 * batch}" in text
-            assert "run.accumulation_steps=4" in text
+            batch = run.batch_size
+            assert f"accelerate launch --num_processes 4 -m alignsr train {path.stem}" in text, path.stem
+            assert f"4 x {batch} = {4 * batch}" in text, path.stem
+            assert "run.accumulation_steps=4" in text, path.stem
+            found.add(path.stem)
+    assert found >= {*STRSR, "aesop-rrdb-256", "aesop-autoencoder", "aesop-real", "ldl-rrdb-128"}
 
 
 def test_every_published_config_has_a_tiny_twin():
