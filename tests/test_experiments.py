@@ -86,7 +86,8 @@ def test_klein_in_small(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     experiment = script("klein_small", monkeypatch)
     sizes = "num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, axes_dims_rope=[4,4,4,4]"
     words = options(data, tmp_path, *SMALL, f"model.options={{{sizes}}}", "run.log_every=1")
-    assert experiment.main([*words, "--steps", "2"]) == 0
+    assert experiment.main([*words, "--steps", "2", "--picture", str(tmp_path / "look.png")]) == 0
+    assert (tmp_path / "look.png").is_file()
     figures = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
     # a transformer that answers nothing gives the round trip of its input
     assert figures["zero velocity"] == pytest.approx(figures["bicubic input after the round trip"], abs=0.02)
