@@ -98,6 +98,19 @@ class SobolevNorm:
         masks = _bands((power.shape[-2], power.shape[-1]), power.dtype, power.device)
         return torch.stack([(power * mask).flatten(1).mean(1) for mask in masks], 1)
 
+    def energy_map(self, x: Tensor) -> Tensor:
+        """Where the energy is: its mean over the grid is `energy`.
+
+            M = mean over channels of |IDCT( sqrt(w / mean(w)) DCT(x) )|^2
+
+        At s = 0 this is the square of x; larger s leaves what is fine, and takes away what is smooth.
+
+        Returns:
+            [B, 1, h, w] float32, at least 0.
+        """
+        spectrum = dct2(_batched(x))
+        return idct2(self._weights_like(spectrum, "normalized").sqrt() * spectrum).square().mean(1, keepdim=True)
+
     def squared_norm(self, x: Tensor) -> Tensor:
         """|x|^2_{H^s} of each sample, [B]: with raw weights, summed over all elements. ASASR, Eq. (6)."""
         return self._power(x, "raw").flatten(1).sum(1)

@@ -16,10 +16,12 @@ from .models import LoadSRModel
 from .multi_step import LoadMultiStepBackbone
 from .multi_step_sampling import MultiStepSR
 from .one_step import LoadOneStepBackbone
+from .perturbation import PerturbationViewer
 from .preferences import CuratePreferences, CurationStudy
 from .report import SaveReport
 from .restore import ColorFix, OneStepSR
 from .score import IQAReward
+from .sobolev import SobolevNorm
 from .train import TrainSRNetwork
 from .train_one_step import OneStepTrainer
 from .train_perceptual import TrainAutoEncoder, TrainPerceptualSR
@@ -72,6 +74,8 @@ NODES: dict[type, str] = {
     MultiStepSR: "Multi-Step SR",
     SobolevDPOTrainer: "Sobolev DPO Trainer",
     MergeAdapters: "Merge Adapters",
+    SobolevNorm: "Sobolev Norm",
+    PerturbationViewer: "Perturbation Viewer",
 }
 NODE_CLASS_MAPPINGS: dict[str, type] = {f"{PREFIX}{node.__name__}": node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {f"{PREFIX}{node.__name__}": f"{title} (AlignSR)" for node, title in NODES.items()}
