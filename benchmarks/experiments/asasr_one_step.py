@@ -12,7 +12,8 @@ with the negative made by an adversary, an adapter on the same model that has le
 that of `core.losses.preference`, the norm that of `core.sobolev`; reference, policy and adversary are adapters on one network.
 
 Trained beside it with the same pictures and steps: plain supervised fine-tuning, L = E(x, ground truth), for both norms; and
-pairs weighed by their gap (DP2O-SR's weights inside AS-DPO). Measured: see asasr_pixel.py, here on bicubic inputs, whole pictures.
+pairs weighed by their gap (DP2O-SR's weights inside AS-DPO). Measured: see asasr_pixel.py, here on bicubic inputs and whole
+pictures.
 """
 
 import argparse
