@@ -31,7 +31,11 @@ def test_a_name_without_its_file_is_of_the_file_before_it() -> None:
                 assert re.search(rf"(?:def|class) {name}\b", TESTS[file].read_text(encoding="utf-8")), f"{file}::{name}"
 
 
-CHECKS = {"AESOP: the checks of specification 9.1": 17, "StrSR: the checks of specification 7": 30}
+CHECKS = {
+    "AESOP: the checks of specification 9.1": 17,
+    "StrSR: the checks of specification 7": 30,
+    "ASASR: the checks of specification 6.1": 21,
+}
 
 
 @pytest.mark.parametrize(("title", "check"), [(title, n + 1) for title, count in CHECKS.items() for n in range(count)])

@@ -1,4 +1,4 @@
-"""Coupled sampling: checks 13 and 14 of asasr.md 6.1, and the closed-form negative."""
+"""Coupled sampling: checks 13, 14 and 21 of asasr.md 6.1, and the closed-form negative."""
 
 import math
 from types import SimpleNamespace
@@ -90,6 +90,30 @@ def test_coupled_epsilon_pair() -> None:
     assert torch.allclose(x_a - x_w, spread * error, atol=1e-5)
     assert torch.allclose(z_a.double() - CLEAN, spread / signal * error, atol=1e-4)
     assert torch.equal(pair.targets, torch.cat((NOISE, NOISE)))
+
+
+@pytest.mark.parametrize("process", [FlowProcess(), VariancePreserving()])
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_flipping_both_pictures_changes_no_loss_and_flipping_one_does(process: Any, axis: int) -> None:
+    """Check 21: for models that commute with flips, here pointwise ones that compare state and input."""
+    time = torch.tensor([0.2, 0.4, 0.6, 0.8]) if process.prediction == "velocity" else torch.tensor([5, 300, 500, 900])
+    z_lq = draw("input")
+
+    def loss(clean: Tensor, noise: Tensor, lq: Tensor) -> Tensor:
+        def model(strength: float) -> Any:
+            predict = lambda z, time, z_lq, told=None: torch.tanh(z + strength * z_lq)  # noqa: E731
+            return SimpleNamespace(process=process, predict=predict)
+
+        negative = foreseen(model(0.3), clean, noise, time, lq).double()
+        pair, both = coupled_pair(process, clean, negative, noise, time), torch.cat((lq, lq))
+        policy, reference = (model(s).predict(pair.states, pair.times, both) - pair.targets for s in (0.9, 0.5))
+        energies = PairEnergies.of(NORM.energy(policy), NORM.energy(reference))
+        return preference_terms(energies, logit_scale=3.0).total()
+
+    plain = loss(CLEAN, NOISE, z_lq)
+    clean, noise, turned = (x.flip(axis) for x in (CLEAN, NOISE, z_lq))
+    assert torch.allclose(loss(clean, noise, turned), plain, rtol=1e-6)  # float32 inside `foreseen`
+    assert not torch.allclose(loss(clean, noise, z_lq), plain, rtol=1e-2)
 
 
 @pytest.mark.parametrize("process", [FlowProcess(), VariancePreserving()])
