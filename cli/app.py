@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import adapters, candidates, images, information, jobs, measure, published, task, user_study
+from . import adapters, candidates, images, information, jobs, measure, published, rounds, task, user_study
 from .command import Command
 from .terminal import OK, STOPPED, WRONG, complain, say
 
@@ -59,6 +59,7 @@ app.command("run", cls=Command)(jobs.run)
 app.command("train", cls=Command)(jobs.train)
 app.command("candidates", cls=Command)(candidates.candidates)
 app.command("study", cls=Command)(candidates.study)
+app.command("dp2o", cls=Command)(rounds.dp2o)
 information.models.command("convert", cls=Command)(adapters.convert)
 app.add_typer(information.models, name="models")
 app.command("nodes", cls=Command)(information.nodes)

@@ -187,9 +187,16 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return overlay(_read(path.parent / base, (*seen, path.resolve())), values) if base else values
 
 
-def published(of: Literal["train", "candidates"] = "train") -> list[str]:
-    """Names of the configs that ship with the package, of that command; those of `alignsr candidates` have the word in them."""
-    return sorted(path.stem for path in CONFIGS.glob("*.toml") if ("candidates" in path.stem) == (of == "candidates"))
+def published(of: Literal["train", "candidates", "rounds"] = "train") -> list[str]:
+    """Names of the configs that ship with the package, of that command: `train`, `candidates` or `dp2o`.
+
+    Those of `alignsr candidates` have the word in them, those of `alignsr dp2o` the word online.
+    """
+
+    def command(name: str) -> str:
+        return "candidates" if "candidates" in name else "rounds" if "-online-" in name else "train"
+
+    return sorted(path.stem for path in CONFIGS.glob("*.toml") if command(path.stem) == of)
 
 
 def find_config(name: str | Path) -> Path:

@@ -35,6 +35,7 @@ class CandidateModelConfig:
     network: str = ""  # weight file of transformer or UNet in place of the published one
     autoencoder: str = ""  # the same for the autoencoder
     control: str = ""  # control branch: a folder or weight file; "auto": the released one; "tiny"; empty: none
+    adapter: str = added("")  # adapter file of the network, merged into it: of supervised or of preference training
     text: str = ""  # text encoders: a diffusers folder; empty: the published one; "tiny"; "none": no text, zeros
     options: dict[str, Any] = field(default_factory=empty_table)  # of a tiny pixel model: changes to it
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -135,6 +136,8 @@ class CandidatesConfig:
         positive(self.scoring, "batch_size")
         positive(self.pairs, "picks")
         positive(self.data, "gt_patch_px", "skip", "limit", low=0)
+        if self.model.adapter and self.model.backbone == "pixel":
+            raise ValueError(f"model.adapter: expected none for pixel, got {self.model.adapter!r}; a pixel model is one file")
         _check_metrics(self)
         _check_pairs(self)
         if self.data.gt_patch_px % self.model.scale:

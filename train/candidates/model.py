@@ -85,6 +85,8 @@ def _open(config: CandidatesConfig, folder: Path, device: torch.device, folders:
         backbone: Any = tiny_pixel(model.options) if model.source == TINY else _load_pixel(model.source, folders)
         return move(backbone, device, _DTYPES[model.precision]), lambda _: None
     from ...core.backbones import open_multi_step
+    from ...core.lora_files import read_adapter
+    from ...core.weights import find_model
 
     facts: dict[str, Any] = {"version": model.version} if model.version else {}
     backbone = open_multi_step(
@@ -95,6 +97,7 @@ def _open(config: CandidatesConfig, folder: Path, device: torch.device, folders:
         autoencoder=model.autoencoder or None,
         control=model.control or None,
         precision=model.precision,
+        adapters=[(read_adapter(find_model(model.adapter, folders)), 1.0)] if model.adapter else [],
         device=device,
         **facts,
     )

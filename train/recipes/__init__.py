@@ -38,6 +38,8 @@ def build_config(values: Mapping[str, Any]) -> tuple[Recipe, Any]:
         raise ConfigError(
             "recipe: expected one that trains, got 'candidates'; `alignsr candidates` runs it, as does Sample Candidates"
         )
+    if kind == "dp2o_rounds":
+        raise ConfigError("recipe: expected one that trains once, got 'dp2o_rounds'; `alignsr dp2o` runs it")
     if kind not in RECIPES:
         raise ConfigError(f"recipe: expected one of {', '.join(RECIPES)}, got {kind!r}; {did_you_mean(str(kind), list(RECIPES))}")
     return RECIPES[kind], from_mapping(RECIPES[kind].config, {key: value for key, value in values.items() if key != "recipe"})
