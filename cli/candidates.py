@@ -135,3 +135,38 @@ def study(
         typer.echo(found.to_text(), nl=False, err=str(json_file) == "-")
     say(str(target), quiet)
     write_json(json_file, found.to_dict())
+
+
+def seeds(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="[NAME=]RUN_DIR...", help="Run folders of `alignsr candidates` with scores, of the same pictures."),
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Also write table and pictures here.", show_default=False),
+    ] = None,
+    quiet: Quiet = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Compare models by mean and deviation over seeds, before and after training, say.
+
+    Every metric that all runs have: mean over pictures and seeds, deviation over the seeds of a picture, deviation of the mean; as
+    Table 2 of DP2O-SR, with ten seeds. Sample each model with `alignsr candidates CONFIG --set sampling.candidates=10 --until score`.
+    """
+    from ..train.seed_study import compare_runs, write_comparison
+
+    check_reports(json_file)
+    named: dict[str, Path] = {}
+    for item in runs:
+        name, separator, folder = item.partition("=")
+        path = as_folder(folder if separator else item)
+        named[name if separator else path.name] = path
+    if len(named) < len(runs):
+        raise ValueError(f"runs: expected a name for each, got {', '.join(runs)}; write NAME=RUN_DIR")
+    table = compare_runs(named)
+    if not quiet:
+        typer.echo(table.to_text(), nl=False, err=str(json_file) == "-")
+    if out:
+        say(str(write_comparison(table, named, as_folder(out))), quiet)
+    write_json(json_file, table.to_dict())
