@@ -140,7 +140,9 @@ def study(
 def seeds(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="[NAME=]RUN_DIR...", help="Run folders of `alignsr candidates` with scores, of the same pictures."),
+        typer.Argument(
+            metavar="[NAME=]RUN_DIR...", help="Run folders of `alignsr candidates` with scores, of the same pictures."
+        ),
     ],
     out: Annotated[
         str | None,
@@ -151,8 +153,9 @@ def seeds(
 ) -> None:
     """Compare models by mean and deviation over seeds, before and after training, say.
 
-    Every metric that all runs have: mean over pictures and seeds, deviation over the seeds of a picture, deviation of the mean; as
-    Table 2 of DP2O-SR, with ten seeds. Sample each model with `alignsr candidates CONFIG --set sampling.candidates=10 --until score`.
+    Every metric that all runs have: mean over pictures and seeds, deviation over the seeds of a picture, deviation of the mean;
+    as Table 2 of DP2O-SR, with ten seeds. Sample and score each model with `alignsr candidates CONFIG --until score`, with
+    --set sampling.candidates=10 and the same pictures.
     """
     from ..train.seed_study import compare_runs, write_comparison
 

@@ -21,8 +21,10 @@ from .preferences import CuratePreferences, CurationStudy
 from .report import SaveReport
 from .restore import ColorFix, OneStepSR
 from .score import IQAReward
+from .seeds import CompareSeeds
 from .sobolev import SobolevNorm
 from .train import TrainSRNetwork
+from .train_dpo import PerceptualDPOTrainer
 from .train_one_step import OneStepTrainer
 from .train_perceptual import TrainAutoEncoder, TrainPerceptualSR
 from .train_sobolev import SobolevDPOTrainer
@@ -76,6 +78,8 @@ NODES: dict[type, str] = {
     MergeAdapters: "Merge Adapters",
     SobolevNorm: "Sobolev Norm",
     PerturbationViewer: "Perturbation Viewer",
+    PerceptualDPOTrainer: "Perceptual DPO Trainer",
+    CompareSeeds: "Compare Seeds",
 }
 NODE_CLASS_MAPPINGS: dict[str, type] = {f"{PREFIX}{node.__name__}": node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {f"{PREFIX}{node.__name__}": f"{title} (AlignSR)" for node, title in NODES.items()}

@@ -109,15 +109,26 @@ class SampleCandidates:
                     "STRING",
                     {"default": "", "tooltip": "Name of the run folder, before its hash. Empty: the name in the config."},
                 ),
-            }
+            },
+            "optional": {
+                "weights": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": "Path of trained weights, from Perceptual DPO Trainer, to sample with in place of the "
+                        "config's: a control branch, an adapter or a pixel model. Empty: the config's model.",
+                    },
+                ),
+            },
         }
 
     def sample(
-        self, config: str, data_folder: str = "", overrides: str = "", out_name: str = ""
+        self, config: str, data_folder: str = "", overrides: str = "", out_name: str = "", weights: str = ""
     ) -> tuple[CandidateRun, Tensor, str]:
         from ..train.candidates import Team, build_candidates_config, sample_candidates
 
-        settings = build_candidates_config(read_values(config, overrides, data_folder, out_name))
+        tables = {"model": dict([_trained(weights.strip())])} if weights.strip() else None
+        settings = build_candidates_config(read_values(config, overrides, data_folder, out_name, tables=tables))
         check_name(settings.name, out_name)
         host = get_host()
         folder = host.output_dir() / RUNS / f"{settings.name}-{settings.sampling_hash}"
@@ -131,6 +142,17 @@ class SampleCandidates:
         model = folder / "model.json"
         facts |= {"model": json.loads(model.read_text(encoding="utf-8"))} if model.is_file() else {}
         return CandidateRun(folder, settings), to_image([_first_sheet(store)]), json.dumps(facts, indent=2)
+
+
+def _trained(weights: str) -> tuple[str, str]:
+    """The key of [model] that a file of trained weights belongs to, and the file."""
+    from ..core.weights import MissingModelError
+    from ..train.policy import trained_file
+
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise MissingModelError(f"weights: expected a file that Perceptual DPO Trainer wrote, found no {path}; check the path")
+    return trained_file(path)
 
 
 def _first_sheet(store: Any) -> Image.Image:

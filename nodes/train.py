@@ -131,7 +131,9 @@ def run_folder(root: Path, config: Any, resume: bool) -> Path:
 
 def _with_cache_inside(config: Any, root: Path) -> Any:
     """The config with a relative cache of decoded pictures inside `root`: a server's working folder is nobody's choice."""
-    cache = config.data.decoded_cache
+    from ..train.config import DataConfig
+
+    cache = config.data.decoded_cache if isinstance(config.data, DataConfig) else ""
     if not cache or Path(cache).expanduser().is_absolute():
         return config
     return replace(config, data=replace(config.data, decoded_cache=str(root / cache)))

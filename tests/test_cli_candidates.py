@@ -95,3 +95,64 @@ def test_other_mistakes_are_one_line(tmp_path, finished):
     (finished[0] / "model.json").rename(tmp_path / "model.json")
     assert "parameters: expected the size of the model" in call("study", finished[0]).errors[0]
     (tmp_path / "model.json").rename(finished[0] / "model.json")
+
+
+def test_seeds_are_compared_and_written(data, finished, tmp_path):
+    out, _ = finished
+    other = tmp_path / "other"
+    assert call(*arguments(data, other, "--set", "sampling.first=4", "--until", "score")).code == 0
+    done = call("seeds", f"before={out}", f"after={other}", "--out", tmp_path / "report", "--json", tmp_path / "seeds.json")
+    assert done.code == 0 and done.out.startswith("4 seeds of 3 pictures") and "deviation, last / first" in done.out
+    found = json.loads((tmp_path / "seeds.json").read_text())
+    assert set(found["scores"]) == {"before", "after"} and found["seeds"] == 4
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"seeds.csv", "seeds.md", "seeds.png", "sheet.png"}
+    assert (tmp_path / "report" / "seeds.csv").read_text().count("\n") == 1 + 2 * 5
+    for words, message in (
+        ([str(out), str(out)], "runs: expected a name for each"),
+        ([str(tmp_path)], "expected a folder of `alignsr candidates`"),
+    ):
+        failed = call("seeds", *words)
+        assert failed.code == 1 and message in failed.err and failed.err.count("\n") == 1
+
+
+def test_rounds_run_and_go_on(data, tmp_path):
+    words = [
+        "dp2o",
+        "tiny-dp2o-online-pixel",
+        "--set",
+        f'candidates.data.folders=["{data.as_posix()}"]',
+        "--out",
+        tmp_path / "run",
+    ]
+    done = call(*words, "--json", tmp_path / "rounds.json")
+    assert done.code == 0 and done.out.splitlines()[0].split() == ["round", "reward", "spread", "best", "worst", "pairs", "steps"]
+    report = json.loads((tmp_path / "rounds.json").read_text())
+    assert [entry["number"] for entry in report["rounds"]] == [0, 1, 2] and done.err.splitlines()[-1] == report["weights"]
+    assert call(*words, "--quiet").err == ""
+    failed = call("dp2o", "tiny-dp2o-pixel")
+    assert failed.code == 1 and "recipe: expected 'dp2o_rounds', got 'perceptual_dpo'" in failed.err
+
+
+def test_rounds_stop_between_two_units(data, tmp_path, monkeypatch):
+    from alignsr.cli.rounds import RoundsTerminal
+
+    progress = RoundsTerminal.progress
+
+    def interrupt(self, stage, done, total):
+        progress(self, stage, done, total)
+        if isinstance(total, dict):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(RoundsTerminal, "progress", interrupt)
+    words = [
+        "dp2o",
+        "tiny-dp2o-online-pixel",
+        "--set",
+        f'candidates.data.folders=["{data.as_posix()}"]',
+        "--out",
+        tmp_path / "run",
+    ]
+    stopped = call(*words)
+    assert stopped.code == 130 and "alignsr dp2o tiny-dp2o-online-pixel" in stopped.err.splitlines()[-1]
+    monkeypatch.setattr(RoundsTerminal, "progress", progress)
+    assert call(*words).code == 0

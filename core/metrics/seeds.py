@@ -90,7 +90,9 @@ class SeedTable:
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         plain = {
-            name: {metric: dict(zip(("mean", "within", "of_means"), _values(scores[metric]), strict=True)) for metric in self.metrics}
+            name: {
+                metric: dict(zip(("mean", "within", "of_means"), _values(scores[metric]), strict=True)) for metric in self.metrics
+            }
             for name, scores in self.scores.items()
         }
         return {"pictures": self.pictures, "seeds": self.seeds, "scores": plain}
