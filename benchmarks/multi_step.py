@@ -10,18 +10,20 @@ lives at once: in one step, and in the policy's forward and backward pass of a t
 the real path: the picture is enlarged and encoded, 28 Euler steps, decoded, colours. MFU is the counted work of the 28 steps over
 seconds times the GPU's peak, as the paper's 46.6 % is over 312 TFLOP/s; beside it, over a measured product of matrices.
 With 8 and 4 bits transformer and autoencoder take turns, and the process may use 24 GiB of the GPU and no more.
+Training is the recipe `sobolev_dpo` as published, at each batch, without accumulation; the first step is left out.
 `--candidates` adds candidates per minute at 512 px of both models of DP2O-SR (`benchmarks/candidates.py`).
 """
 
 import argparse
 import json
 import statistics
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from one_step import Clock, made, product_speed
+from one_step import Clock, StepTimes, made, product_speed
 from torch import Tensor, nn
 
 from alignsr.core.adapters import AdapterStack
@@ -32,7 +34,8 @@ from alignsr.core.backbones.offload import OffloadedMultiStep, Residency
 from alignsr.core.backbones.quantization import quantize, stored_bytes
 from alignsr.core.borrowed import nbytes
 from alignsr.core.counting import count_flops, peak_bytes
-from alignsr.core.lora import LORA_TARGETS
+from alignsr.core.lora import LORA_TARGETS, Adapter, expected_state
+from alignsr.core.lora_files import save_adapter
 from alignsr.core.sampling import restore_multi_step
 
 STEPS, SCALE = 28, 4
@@ -143,6 +146,42 @@ def measure(options: argparse.Namespace, cases: Sequence[tuple[int, int]], clock
     return rows
 
 
+def save_random_adapter(network: nn.Module, path: Path, rank: int) -> Path:
+    """An adapter of the published layers and that rank, as supervised training leaves it."""
+    shapes = expected_state(network, LORA_TARGETS["flux1"], rank)
+    state = {name: torch.randn(like.shape) * 1e-3 for name, like in shapes.items()}
+    facts = {"backbone": "flux1", "rank": rank, "alpha": float(rank), "targets": list(LORA_TARGETS["flux1"])}
+    return save_adapter(path, Adapter(state, facts, source=path.stem))
+
+
+def train(batch: int, options: argparse.Namespace, clock: Clock) -> dict[str, float]:
+    """Seconds of a step of the recipe `sobolev_dpo` (median, the first one left out) and peak memory."""
+    from PIL import Image
+
+    from alignsr.train.recipes import load_config
+
+    side = 64 if options.tiny else 512
+    with tempfile.TemporaryDirectory() as place:
+        for n in range(3):
+            noise = torch.rand(side // 16, side // 16, 3, generator=torch.Generator().manual_seed(n))
+            Image.fromarray((noise * 255).byte().numpy()).resize((side, side), Image.Resampling.BICUBIC).save(f"{place}/{n}.png")
+        sets = [f'data.folders=["{Path(place).as_posix()}"]', "data.holdout=0", "data.workers=2", f"data.gt_patch_px={side}"]
+        sets += [f"run.steps={options.train_steps}", f"run.batch_size={batch}", "run.accumulation_steps=1"]
+        sets += ["run.preview_every=0", "run.validate_every=0", f"run.checkpoint_every={options.train_steps}"]
+        sets += ["run.export_every=0", 'model.text="none"']
+        if not options.tiny:
+            network = make_flux("meta").transformer
+            files = {name: Path(place) / f"{name}.safetensors" for name in ("sft", "adv")}
+            sft, adversary = (save_random_adapter(network, path, RANKS[name]).as_posix() for name, path in files.items())
+            sets += ['model.source="random"', f'model.adapter="{sft}"', f'adversary.adapter="{adversary}"']
+        recipe, config = load_config("tiny-asasr-flux" if options.tiny else "asasr-flux", sets)
+        clock.forget_peak()
+        times = StepTimes(clock)
+        recipe.train(config, Path(place) / "run", times)
+    steps = [after - before for before, after in zip(times.ends, times.ends[1:], strict=False)]
+    return {"seconds": statistics.median(steps), "peak_bytes": clock.peak()}
+
+
 def candidates_per_minute(options: argparse.Namespace) -> dict[str, Any]:
     """Of both models of DP2O-SR; miniatures on a CPU."""
     import candidates
@@ -186,6 +225,8 @@ def report_times(counted: dict[str, Any], found: dict[str, Any], peak: float) ->
             f"  {name:22} {row['seconds']:8.2f} s, peak {row['peak_bytes'] / GIB:5.1f} GiB, MFU {shares}"
             f"{100 * work / speed:.1f} % of a product of matrices"
         )
+    for batch, row in found["training"].items():
+        print(f"  AS-DPO step, batch {batch}: {row['seconds']:.2f} s, peak {row['peak_bytes'] / GIB:.1f} GiB")
 
 
 def count_all(options: argparse.Namespace, cases: Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -215,6 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bits", nargs="+", type=int, choices=BITS, default=list(BITS), help="of the weights, measured")
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="pairs of a training step")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--train-steps", type=int, default=4, help="steps of each measured training; 0 leaves it out")
     parser.add_argument("--candidates", action="store_true", help="candidates per minute of DP2O-SR's models too")
     parser.add_argument("--tiny", action="store_true", help="miniatures: shows that the program runs")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -230,6 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dtype = torch.float32 if options.tiny else torch.bfloat16
         found = {"flops_per_second": product_speed(clock, dtype, 256 if options.tiny else 8192)}
         found["pictures"] = measure(options, cases, clock)
+        found["training"] = {batch: train(batch, options, clock) for batch in (options.batches if options.train_steps else ())}
         report_times(counted, found, peak_of(device))
     else:
         print("latency, peak memory, MFU; the mode of 24 GiB; training steps: not measured (no GPU)")

@@ -159,9 +159,15 @@ def test_the_multi_step_benchmark_runs_whole_on_miniatures(
     multi_step: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     pytest.importorskip("bitsandbytes", reason="weights of 8 and 4 bits need it")
-    words = ["--tiny", "--rounds", "1", "--candidates", "--json", str(tmp_path / "r.json")]
+    words = ["--tiny", "--rounds", "1", "--batches", "1", "2", "--train-steps", "2", "--candidates"]
+    words += ["--json", str(tmp_path / "r.json")]
     assert multi_step.main(words) == 0
     found: Any = json.loads((tmp_path / "r.json").read_text())
     assert set(found["measured"]["pictures"]) == {"16 bits, 64/32", "16 bits, 64/64", "8 bits, 64/64", "4 bits, 64/64"}
+    assert set(found["measured"]["training"]) == {"1", "2"}
     said = capsys.readouterr().out
-    assert said.count("% of a product of matrices") == 4 and said.count("candidates of 64 px per minute") == 2
+    assert (
+        said.count("% of a product of matrices") == 4
+        and said.count("AS-DPO step, batch") == 2
+        and said.count("candidates of 64 px per minute") == 2
+    )
