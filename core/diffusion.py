@@ -184,7 +184,7 @@ def scaled_linear(timesteps: int = SD_TIMESTEPS, first: float = SD_BETAS[0], las
         last: largest beta.
 
     Returns:
-        [K] float64.
+        [K] float64 on the CPU, whatever the default device is.
 
     Source:
         `scaled_linear` of diffusers' schedulers, with the values of SD 1.5, SD 2 and SDXL.

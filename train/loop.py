@@ -19,10 +19,10 @@ from ..core.drawing import paste_rows
 from ..core.records import LossTerms, PairBatch
 from ..core.weights import write_atomic
 from .config import OptimizerConfig, RunConfig, ScheduleConfig, accepted_hashes, config_hash, to_mapping
-from .data import PairData, sample_seed
+from .data import sample_seed
 from .hooks import Hooks, SilentHooks, TrainResult
 from .optimize import learning_rate, make_average, make_optimizer
-from .prefetch import Prefetch
+from .prefetch import Prefetch, Samples
 from .processes import average_gradients, averaged_over_processes, make_accelerator, share_state
 from .state import TrainState, checkpoints
 
@@ -142,7 +142,7 @@ class Loop:
         """From the first sample of one forward pass of this process to that of its next one."""
         return self.run.batch_size * int(self.accelerator.num_processes)
 
-    def prefetch(self, data: PairData, workers: int) -> Prefetch:
+    def prefetch(self, data: Samples, workers: int) -> Prefetch:
         """The training batches of this process, prepared ahead; a context manager."""
         end = self.first_sample + self.run.steps * self.samples_per_step
         return Prefetch(data, workers, self.batch_stride, end, pin=self.device.type == "cuda")
@@ -181,7 +181,7 @@ class Loop:
                 self._draw_curve()
                 raise Stopped(f"stopped at step {self.state.step} of {self.run.steps}; continue from {path} with --resume")
 
-    def batches(self, data: Prefetch | PairData) -> Iterator[PairBatch]:
+    def batches(self, data: Prefetch | Samples) -> Iterator[PairBatch]:
         """The batches of this step, one per forward pass, on the device.
 
         Raises:

@@ -223,6 +223,8 @@ def add_adapter(
         state = {key: tensor * ratio if ".lora_B." in key else tensor for key, tensor in start.state.items()}
         with torch.no_grad():
             load_attached(trainee.network, state, start.source, name)
+            for key, value in start.full.items():
+                trainee.network.get_parameter(key).copy_(value)
     return parameters
 
 
@@ -265,7 +267,14 @@ def adapted_network(backbone: Any) -> nn.Module:
 
 
 def save_trained(
-    trainee: Trainee, name: str, path: Path, info: Mapping[str, Any], save_dtype: str = "fp32", *, with_reference: bool = True
+    trainee: Trainee,
+    name: str,
+    path: Path,
+    info: Mapping[str, Any],
+    save_dtype: str = "fp32",
+    *,
+    with_reference: bool = True,
+    full: Sequence[str] = (),
 ) -> Path:
     """Write a trained adapter.
 
@@ -279,6 +288,7 @@ def save_trained(
         info: facts for the header.
         save_dtype: of the matrices.
         with_reference: write the joined file too.
+        full: parameters of the network that were trained whole beside it.
 
     Returns:
         `path`.
@@ -286,7 +296,8 @@ def save_trained(
     dtype, is_pixel = DTYPES[save_dtype], trainee.facts["backbone"] == "pixel"
     made = trainee.stack.adapter(name, **{**info, **trainee.facts})
     state = {key: tensor.to(dtype) for key, tensor in made.state.items()}
-    alone = Adapter(state, made.info, source=name)
+    whole = {key: trainee.network.get_parameter(key).detach().to(dtype, copy=True) for key in full}
+    alone = Adapter(state, made.info, source=name, full=whole)
     if is_pixel:
         save_adapter(path.with_name(f"{path.stem}-adapter.safetensors"), alone)
         return _save_whole(trainee, made, path, info, dtype)

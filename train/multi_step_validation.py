@@ -1,6 +1,6 @@
 """What training of multi-step models shows while it runs: scores of held-out pictures sampled from noise, samples and spectra."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,30 +48,44 @@ def sampled(
 def validate(
     backbone: Any, data: PairData, config: SamplingConfig, told: Conditioning | None, device: torch.device
 ) -> dict[str, float]:
-    """Means over the held-out pictures under the training degradation.
+    """Means over the held-out pictures under the training degradation, see `scores`."""
+    return scores(backbone, held_out_pairs(data), data.scale, config, told, device)
+
+
+def scores(
+    backbone: Any,
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    scale: int,
+    config: SamplingConfig,
+    told: Conditioning | None,
+    device: torch.device,
+) -> dict[str, float]:
+    """Means over pairs (lq, gt), at least one.
 
     Returns:
         psnr_y and ssim_y (8 bit, border of `scale` px cropped), lr_psnr, and lsd: the log-spectral distance in dB.
     """
-    sums = dict.fromkeys(("psnr_y", "ssim_y", "lr_psnr", "lsd"), 0.0)
-    for lq, gt in held_out_pairs(data):
-        sr = sampled(backbone, lq, data.scale, config, told, device)
-        sums["psnr_y"] += float(psnr(sr, gt, crop=data.scale))
-        sums["ssim_y"] += float(ssim(sr, gt, crop=data.scale))
-        sums["lr_psnr"] += float(lr_psnr(sr, lq, scale=data.scale))
+    sums, count = dict.fromkeys(("psnr_y", "ssim_y", "lr_psnr", "lsd"), 0.0), 0
+    for lq, gt in pairs:
+        sr = sampled(backbone, lq, scale, config, told, device)
+        sums["psnr_y"] += float(psnr(sr, gt, crop=scale))
+        sums["ssim_y"] += float(ssim(sr, gt, crop=scale))
+        sums["lr_psnr"] += float(lr_psnr(sr, lq, scale=scale))
         sums["lsd"] += float(log_spectral_distance(sr, gt))
-    return {name: total / len(data.held_out) for name, total in sums.items()}
+        count += 1
+    return {name: total / count for name, total in sums.items()}
 
 
-def preview(results: Mapping[str, Tensor], lq: Tensor, gt: Tensor) -> Any:
+def preview(results: Mapping[str, Tensor], lq: Tensor, gt: Tensor, target: str = "ground truth") -> Any:
     """Input, results and ground truth in a row, their radial spectra below: a PIL picture.
 
     Args:
         results: label -> [1, 3, H, W].
         lq: [1, 3, h, w].
         gt: [1, 3, H, W].
+        target: what gt is called.
     """
     seen = SpectralComparison()
     for label, sr in results.items():
         seen.add(label, sr, gt)
-    return paste_rows([strip({"input": lq, **results, "ground truth": gt}), seen.picture("radial power spectra")])
+    return paste_rows([strip({"input": lq, **results, target: gt}), seen.picture("radial power spectra")])

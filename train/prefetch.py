@@ -4,12 +4,23 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Barrier
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 
 from ..core.records import PairBatch
-from .data import PairData
+
+
+class Samples(Protocol):
+    """What batches are made of: an endless sequence in which a sample depends on nothing but its index."""
+
+    def batch(self, first_index: int, size: int) -> PairBatch:
+        """The samples [first_index, first_index + size)."""
+        ...
+
+    def forget_before(self, first_index: int) -> None:
+        """No sample before that one is asked for again."""
+        ...
 
 
 class Prefetch:
@@ -27,7 +38,7 @@ class Prefetch:
         pin: put batches into page-locked memory, from which a GPU copies while it computes.
     """
 
-    def __init__(self, data: PairData, workers: int, stride: int, end: int, pin: bool = False) -> None:
+    def __init__(self, data: Samples, workers: int, stride: int, end: int, pin: bool = False) -> None:
         self.data, self.workers, self.stride, self.end, self.pin = data, workers, stride, end, pin
         self._pool = _single_threaded_workers(workers) if workers else None
         self._coming: deque[tuple[int, int, Future[PairBatch]]] = deque()

@@ -1,4 +1,5 @@
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -17,7 +18,16 @@ from alignsr.train.config import (
     to_mapping,
 )
 from alignsr.train.multi_step import add_adapter, build_trainee
-from alignsr.train.recipes import RECIPES, autoencoder, fidelity, load_config, one_step_distill, perceptual_dpo, perceptual_gan
+from alignsr.train.recipes import (
+    RECIPES,
+    autoencoder,
+    fidelity,
+    flow_sft,
+    load_config,
+    one_step_distill,
+    perceptual_dpo,
+    perceptual_gan,
+)
 from alignsr.train.recipes.fidelity import FidelityConfig
 
 
@@ -130,11 +140,21 @@ def build(name):
         return kind, adapter_parameters(config)
     names = {field.name for field in dataclasses.fields(config.model)}
     without = {field: value for field, value in {"init": "", "init_decoder": "random"}.items() if field in names}
-    if kind in ("one_step_distill", "perceptual_dpo") and config.model.source != "tiny":
+    if kind in ("one_step_distill", "flow_sft", "perceptual_dpo") and config.model.source != "tiny":
         without["source"] = "random"  # the published size without files
+    if kind == "flow_sft" and config.model.backbone == "pixel":
+        without["source"] = ""
     if kind == "perceptual_dpo" and config.model.precision == "4bit":
         without["precision"] = "bf16"  # tensors without values have no codes
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **without))
+    model = dataclasses.replace(config.model, **without)
+    if kind == "flow_sft":  # an adversary's size does not depend on what it stands on
+        config = dataclasses.replace(config, artefacts=None, model=dataclasses.replace(model, adapter=""))
+        with nullcontext() if model.source == "tiny" else torch.device("meta"):
+            built = flow_sft.build_model(config)
+        widened = sum(built.trainee.network.get_parameter(key).numel() for key in built.full)
+        is_adversary = "adversary" in name
+        return kind, sum(p.numel() for p in built.part.parameters()) - (widened if is_adversary else 0)
+    config = dataclasses.replace(config, model=model)
     if kind == "perceptual_dpo" and config.model.source == "tiny":
         return kind, sum(p.numel() for p in perceptual_dpo.open_policy(config).part.parameters())
     with torch.device("meta"):
@@ -160,6 +180,7 @@ def test_every_published_config_builds_its_model(name):
         "autoencoder": (1e5, 2e7),
         "perceptual_gan": (1e7, 2e7),
         "one_step_distill": (1e5, 1e9),
+        "flow_sft": (1e5, 4e8),
         "sobolev_dpo": (1e4, 6e7),
         "perceptual_dpo": (1e5, 1.5e9),
     }[kind]
@@ -179,6 +200,10 @@ SIZES = {  # specification aesop.md 3
     "strsr-flux2-klein-stage2": 298_844_160 + 39_333_120,
     "strsr-z-image-stage1": 635_043_840 + 6_557_440,
     "strsr-z-image-stage2": 635_043_840 + 6_557_440,
+    # specification asasr.md 3.1: 3,621,952 per unit of rank; SD also the convolution that is trained whole
+    "asasr-sft-flux": 64 * 3_621_952,
+    "asasr-adversary-flux": 16 * 3_621_952,
+    "asasr-sft-sd15": 64 * 199_296 + 9 * 8 * 320 + 320,
 }
 
 
@@ -318,6 +343,38 @@ def test_numbers_of_strsr(name):
     told = (data.gt_patch_px, data.crop, data.augment, data.degradation, data.jpeg, data.pair_pool, config.sharpen_target)
     assert told == (1024, "fit", False, "strsr", "diffjpeg", 256, True)
     assert (config.conditioning.kind, config.conditioning.width, config.conditioning.is_parity) == ("vlm", 2560, True)
+
+
+# specification asasr.md 3.3, 4.1 and 4.2: rank, rate, warm-up, steps, samples of an optimiser step
+ASASR = {f"asasr-sft-{name}": (64, 1e-4, 500, 10_000, 64) for name in ("flux", "sd15", "sdxl")} | {
+    f"asasr-adversary-{name}": (16, 5e-5, 100, 1000, 512) for name in ("flux", "sd15", "sdxl")
+}
+
+
+@pytest.mark.parametrize("name", ASASR)
+def test_numbers_of_asasr(name):
+    config = load_config(name)[1]
+    run, optimizer, model, data = config.run, config.optimizer, config.model, config.data
+    comment = (CONFIGS / f"{name}.toml").read_text(encoding="utf-8")
+    assert (config.lora.rank, optimizer.learning_rate, config.schedule.warmup_steps, run.steps) == ASASR[name][:4]
+    samples = ASASR[name][4]
+    assert f"= {samples}" in comment
+    assert f"--num_processes 8 -m alignsr train {name}" in comment
+    accumulation = 2 if name == "asasr-sft-sdxl" else run.accumulation_steps  # set on the command line
+    assert 8 * run.batch_size * accumulation == samples
+    assert f"one GPU, {run.batch_size} x {samples // run.batch_size} = {samples}" in comment
+    assert config.lora.alpha == config.lora.rank
+    assert config.lora.targets == LORA_TARGETS[model.backbone]
+    assert (optimizer.betas, optimizer.weight_decay, optimizer.max_grad_norm) == ((0.9, 0.999), 0.01, 1.0)
+    assert (config.schedule.kind, run.precision, model.precision, model.use_checkpointing) == ("constant", "bf16", "bf16", True)
+    assert (model.scale, model.prompt, model.text) == (4, "", "")
+    assert data.gt_patch_px == (1024 if "sdxl" in name else 512)
+    if config.artefacts is None:
+        assert (data.degradation, data.augment, data.turns) == ("asasr", True, "horizontal")
+        assert model.guidance == (1.0 if "flux" in name else -1.0)
+    else:
+        assert (config.artefacts.share, config.artefacts.methods) == (0.25, ("realesrgan", "seesr", "supir"))
+        assert (model.adapter, run.checkpoint_every) == (f"models/{name.replace('adversary', 'sft')}.safetensors", 50)
 
 
 def test_every_config_of_several_processes_says_how_it_is_started():

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import autoencoder, fidelity, one_step_distill, perceptual_dpo, perceptual_gan, sobolev_dpo
+from . import autoencoder, fidelity, flow_sft, one_step_distill, perceptual_dpo, perceptual_gan, sobolev_dpo
 
 
 class Recipe(NamedTuple):
@@ -18,6 +18,7 @@ RECIPES: dict[str, Recipe] = {
     "fidelity": Recipe(fidelity.FidelityConfig, fidelity.train),
     "autoencoder": Recipe(autoencoder.AutoencoderConfig, autoencoder.train),
     "perceptual_gan": Recipe(perceptual_gan.PerceptualGanConfig, perceptual_gan.train),
+    "flow_sft": Recipe(flow_sft.FlowSftConfig, flow_sft.train),
     "one_step_distill": Recipe(one_step_distill.OneStepDistillConfig, one_step_distill.train),
     "sobolev_dpo": Recipe(sobolev_dpo.SobolevDPOConfig, sobolev_dpo.train),
     "perceptual_dpo": Recipe(perceptual_dpo.PerceptualDpoConfig, perceptual_dpo.train),
