@@ -31,8 +31,16 @@ def published(
     typer.echo(json.dumps(_with_rows(facts), indent=2) if as_json else _text(facts), nl=as_json)
 
 
+COMMANDS = {"top1": "user-study read", "latency_s": "bench multi-step", "reward_best": "study"}  # of what is not a score
+
+
 def _how(facts: Any) -> str:
-    return f"--metrics {facts.protocol}" if facts.protocol else f"evaluate-task {facts.task}" if facts.task else "-"
+    """What measures such numbers: a metrics list for `alignsr evaluate`, or another command."""
+    if facts.protocol:
+        return f"--metrics {facts.protocol}"
+    if facts.task:
+        return f"evaluate-task {facts.task}"
+    return next((COMMANDS[metric] for metric in facts.metrics if metric in COMMANDS), "-")
 
 
 def _facts(facts: Any) -> dict[str, Any]:
