@@ -160,6 +160,20 @@ class PerturbationViewer:
         return to_image(sheets), sobolev, euclidean, text
 
 
+class _Cast:
+    """A pixel model of half precision that is asked in float32; latent models take what they get to their own precision."""
+
+    def __init__(self, backbone: Any) -> None:
+        self.backbone, self.spec, self.process = backbone, backbone.spec, backbone.process
+        self.dtype = next(next(backbone.modules())[1].parameters()).dtype
+        self.decode = backbone.decode
+
+    def predict(self, z: Tensor, time: Tensor, z_lq: Tensor, conditioning: Conditioning | None = None) -> Tensor:
+        """The model's answer, float32, with gradients to z."""
+        says = None if conditioning is None else conditioning.to(z.device, self.dtype)
+        return self.backbone.predict(z.to(self.dtype), time, z_lq.to(self.dtype), says).float()
+
+
 def _look(
     backbone: Any,
     model: LoadedModel | OneStepModel,
@@ -180,7 +194,8 @@ def _look(
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
     told_here = None if says is None else says.to(place, torch.float32)
     clean, noise, z_lq = (x.to(place) for x in (clean, noise, z_lq))
-    found = find_negatives(backbone, clean, noise, how.pop("level"), z_lq, told_here, **how)
+    asked = backbone if isinstance(model, OneStepModel) else _Cast(backbone)
+    found = find_negatives(asked, clean, noise, how.pop("level"), z_lq, told_here, **how)
     ends = {"picture": found.clean, "Sobolev": found.sobolev, "Euclidean": found.euclidean}
     with torch.no_grad():
         return found, {name: from_model_range(backbone.decode(z).float().cpu()).clamp(0, 1) for name, z in ends.items()}

@@ -113,6 +113,15 @@ def test_the_bundled_model_makes_a_smooth_and_a_grainy_negative() -> None:
     assert not torch.equal(PerturbationViewer().view(model, image, seed=4, size_px=64)[1], sobolev)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_finds_nearly_the_same(precision: str) -> None:
+    image = picture(1, 64, 64)
+    whole, half = (PerturbationViewer().view(load_model("pixel-x4", p), image)[1] for p in ("fp32", precision))
+    assert float((whole - half).square().mean().sqrt()) < 0.01
+    model = LoadMultiStepBackbone().load("flux1", "tiny", "none", precision="bf16")[0]
+    assert torch.isfinite(PerturbationViewer().view(model, image, size_px=32)[1]).all()
+
+
 def test_bad_input_of_the_viewer(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     node, image = PerturbationViewer(), picture(1, 32, 32)
     with pytest.raises(TypeError, match="model: expected a model that is sampled in many steps"):
