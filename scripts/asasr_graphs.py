@@ -1,0 +1,209 @@
+"""The workflows that train ASASR: its three stages one by one and in one graph, and the paper's ablation."""
+
+from typing import Any
+
+from graph_parts import EXAMPLE, Graph, node
+
+CONFIG = "flux"
+PICTURES, ARTEFACTS = "asasr-pictures", "asasr-artefacts"
+ONE_GPU = "run.batch_size=1\nrun.accumulation_steps=512"  # the published 512 pairs per step, on one GPU
+ONE_GPU_SFT = "run.batch_size=1\nrun.accumulation_steps=64"
+MODEL, CURVE, LORA = 1, 2, 5  # outputs of the trainers
+JOINED = 6  # of Sobolev DPO Trainer
+
+
+def restored(model: list[Any], image: str, title: str = "") -> dict[str, Any]:
+    return node("AlignSRMultiStepSR", title, model=model, image=[image, 0], scale=4, seed=0, color_fix="adain")
+
+
+def sft_trainer(title: str = "") -> dict[str, Any]:
+    return node(
+        "AlignSRSFTTrainer", title, config=f"asasr-sft-{CONFIG}", data_folder=PICTURES, overrides=ONE_GPU_SFT, out_name="my-sft"
+    )
+
+
+def adversary_trainer(sft: list[Any], artefacts: list[Any], title: str = "") -> dict[str, Any]:
+    return node(
+        "AlignSRAdversaryTrainer",
+        title,
+        config=f"asasr-adversary-{CONFIG}",
+        overrides=ONE_GPU,
+        out_name="my-adversary",
+        sft=sft,
+        artefacts=artefacts,
+    )
+
+
+def policy_trainer(sft: list[Any], adversary: list[Any] | None, title: str = "", **more: Any) -> dict[str, Any]:
+    given = {"config": f"asasr-{CONFIG}", "data_folder": PICTURES, "overrides": ONE_GPU, "out_name": "my-asasr", "sft": sft}
+    return node("AlignSRSobolevDPOTrainer", title, **given | ({} if adversary is None else {"adversary": adversary}) | more)
+
+
+def artefact_folder() -> dict[str, Any]:
+    return node("AlignSRArtefactFolder", folder=ARTEFACTS)
+
+
+def train_sft() -> Graph:
+    return {
+        "1": sft_trainer(),
+        "2": node("AlignSRSaveLoRA", lora=["1", LORA], filename_prefix="alignsr/my-sft"),
+        "3": node("LoadImage", image=EXAMPLE),
+        "4": restored(["1", MODEL], "3"),
+        "5": node("SaveImage", images=["4", 0], filename_prefix="alignsr/my-sft"),
+        "6": node("AlignSRCompare", result=["4", 0], input=["3", 0], labels="input (bicubic), supervised"),
+        "7": node("PreviewImage", "Comparison", images=["6", 0]),
+        "8": node("PreviewImage", "Loss curve", images=["1", CURVE]),
+    }
+
+
+def train_adversary() -> Graph:
+    return {
+        "1": node("AlignSRLoadLoRA", "Supervised adapter", lora_name="my-sft.safetensors"),
+        "2": artefact_folder(),
+        "3": adversary_trainer(["1", 0], ["2", 0]),
+        "4": node("AlignSRSaveLoRA", lora=["3", LORA], filename_prefix="alignsr/my-adversary"),
+        "5": node("LoadImage", image=EXAMPLE),
+        "6": restored(["3", MODEL], "5"),
+        "7": node("AlignSRCompare", result=["6", 0], input=["5", 0], labels="input (bicubic), the adversary"),
+        "8": node("PreviewImage", "What it makes of a picture", images=["7", 0]),
+        "9": node("PreviewImage", "Loss curve", images=["3", CURVE]),
+        "10": node("PreviewImage", "What it imitates", images=["2", 1]),
+    }
+
+
+def train_preferences() -> Graph:
+    return {
+        "1": node("AlignSRLoadLoRA", "Supervised adapter", lora_name="my-sft.safetensors"),
+        "2": node("AlignSRLoadLoRA", "Adversary", lora_name="my-adversary.safetensors"),
+        "3": policy_trainer(["1", 0], ["2", 0]),
+        "4": node("AlignSRSaveLoRA", lora=["3", JOINED], filename_prefix="alignsr/my-asasr"),
+        "5": node("LoadImage", image=EXAMPLE),
+        "6": restored(["3", MODEL], "5"),
+        "7": node("SaveImage", images=["6", 0], filename_prefix="alignsr/my-asasr"),
+        "8": node("AlignSRCompare", result=["6", 0], input=["5", 0], labels="input (bicubic), aligned"),
+        "9": node("PreviewImage", "Comparison", images=["8", 0]),
+        "10": node("PreviewImage", "Curves", images=["3", CURVE]),
+    }
+
+
+def train_asasr() -> Graph:
+    return {
+        "1": sft_trainer("Stage 1: supervised"),
+        "2": artefact_folder(),
+        "3": adversary_trainer(["1", LORA], ["2", 0], "Stage 2: adversary"),
+        "4": policy_trainer(["1", LORA], ["3", LORA], "Stage 3: preferences"),
+        "5": node("AlignSRSaveLoRA", lora=["4", JOINED], filename_prefix="alignsr/my-asasr"),
+        "6": node("LoadImage", image=EXAMPLE),
+        "7": restored(["1", MODEL], "6", "After stage 1"),
+        "8": restored(["4", MODEL], "6", "After stage 3"),
+        "9": node("SaveImage", images=["8", 0], filename_prefix="alignsr/my-asasr"),
+        "10": node(
+            "AlignSRCompare",
+            result=["7", 0],
+            result_2=["8", 0],
+            input=["6", 0],
+            labels="input (bicubic), supervised, aligned",
+        ),
+        "11": node("PreviewImage", "Comparison", images=["10", 0]),
+        "12": node("PreviewImage", "Curve of stage 1", images=["1", CURVE]),
+        "13": node("PreviewImage", "Curve of stage 2", images=["3", CURVE]),
+        "14": node("PreviewImage", "Curves of stage 3", images=["4", CURVE]),
+    }
+
+
+ABLATION = (  # title, config, whether an adversary makes the losers: Table 3, first row to third; the fourth is stage 1 itself
+    ("Sobolev, adversary", f"asasr-{CONFIG}", True),
+    ("Euclidean, adversary", "asasr-ablation-euclidean", True),
+    ("Sobolev, input as loser", "asasr-ablation-lq-loser", False),
+)
+
+
+def asasr_ablation() -> Graph:
+    """Method m = 0..2 is trained at 1m; its result is at 2m, that of supervised training alone at 23."""
+    graph: Graph = {
+        "1": node("LoadImage", "Test picture", image=EXAMPLE),
+        "2": node("AlignSRDegrade", image=["1", 0], preset="asasr", seed=0, scale=4, target="plain"),
+        "3": sft_trainer("Supervised"),
+        "4": artefact_folder(),
+        "5": adversary_trainer(["3", LORA], ["4", 0], "Adversary"),
+    }
+    for m, (title, config, has_adversary) in enumerate(ABLATION):
+        adversary = ["5", LORA] if has_adversary else None
+        graph[f"1{m}"] = policy_trainer(["3", LORA], adversary, title, config=config, out_name=f"asasr-ablation-{m + 1}")
+        graph[f"2{m}"] = restored([f"1{m}", MODEL], "2", f"{title}: result")
+    graph["23"] = restored(["3", MODEL], "2", "supervised alone: result")
+    titles = (*(title for title, *_ in ABLATION), "supervised alone")
+    return graph | {
+        "30": node(
+            "AlignSRCompare",
+            result=["20", 0],
+            **{f"result_{m + 1}": [f"2{m}", 0] for m in range(1, 4)},
+            input=["2", 0],
+            reference=["2", 1],
+            labels=", ".join(("input (bicubic)", *(title.replace(",", " and") for title in titles), "ground truth")),
+            panel_px=300,
+        ),
+        "31": node(
+            "AlignSRIQAReward",
+            images=["30", 2],
+            names=["30", 3],
+            reference=["2", 1],
+            lq=["2", 0],
+            metrics="psnr_y, ssim_y, lr_psnr, lsd",
+            scale=4,
+        ),
+        "32": node(
+            "AlignSRSaveReport",
+            scores=["31", 0],
+            filename_prefix="alignsr/asasr-ablation",
+            pictures=["30", 0],
+            more_pictures=["31", 3],
+        ),
+        "33": node("PreviewAny", "Scores", source=["31", 2]),
+    }
+
+
+BASE = "- `alignsr models download flux1` and `flux1-text` (needed once, for the empty prompt); accept FLUX.1's licence first\n"
+PHOTOS = f"- sharp pictures (DIV2K, LSDIR) in `input/{PICTURES}`; the last by name are kept for validation\n"
+OTHERS = (
+    f"- `input/{ARTEFACTS}` with a folder `lq` of inputs and one folder per method (Real-ESRGAN, SeeSR, SUPIR) with its results "
+    "under the same names, four times as large\n"
+)
+HINTS = (
+    "\nInterrupt at any time and queue again: it goes on. A finished stage is found on disk.\n\n"
+    "- Stable Diffusion: configs ending in `-sd15` or `-sdxl`\n"
+    "- for a processor: configs ending in `-pixel`; they train the bundled `pixel-flow-x4`\n"
+    "- to try it out in seconds: `tiny-` before a config's name"
+)
+ASASR_GRAPHS: dict[str, tuple[Graph, str]] = {
+    "train-asasr": (
+        train_asasr(),
+        "## Train ASASR in three stages\n\nAn adapter learns to restore; a second one learns the artefacts of other methods; a third "
+        "one is taught by preferences to stay away from them, with errors weighed by frequency. The first and the third are saved "
+        f"as one adapter.\n\nNeeds a large GPU, days, and:\n\n{PHOTOS}{OTHERS}{BASE}{HINTS}",
+    ),
+    "train-asasr-sft": (
+        train_sft(),
+        "## ASASR, stage 1: supervised training\n\nFLUX.1 [dev] learns to restore: an adapter of rank 64, plain flow matching. "
+        f"Copy the saved file to `models/loras` for the next stages.\n\nNeeds:\n\n{PHOTOS}{BASE}{HINTS}",
+    ),
+    "train-asasr-adversary": (
+        train_adversary(),
+        "## ASASR, stage 2: the adversary\n\nOn top of the supervised adapter, another one of rank 16 learns to restore as other "
+        f"methods do, artefacts included.\n\nNeeds the adapter of stage 1 in `models/loras`, and:\n\n{OTHERS}{BASE}{HINTS}",
+    ),
+    "train-asasr-preferences": (
+        train_preferences(),
+        "## ASASR, stage 3: preferences\n\nThe adversary makes a loser of every ground truth, and the policy, a third adapter of "
+        "rank 16, learns to tell them apart in a Sobolev norm. Supervised adapter and policy are saved as one.\n\nNeeds the "
+        f"adapters of stages 1 and 2 in `models/loras`, and:\n\n{PHOTOS}{BASE}{HINTS}\n"
+        "- `order` 0 is plain DPO; `adversary.mode=\"closed_form\"` in `overrides` needs no adversary",
+    ),
+    "asasr-ablation": (
+        asasr_ablation(),
+        "## Ablation of ASASR\n\nThe rows of the paper's Table 3, trained from one supervised adapter and one adversary: the full "
+        "method, Euclidean instead of Sobolev, the enlarged input as loser instead of the adversary's, and supervised training "
+        "alone. The results of one picture are compared on a sheet and in a table, in `output/alignsr`.\n\nNeeds a large GPU, "
+        f"days, and:\n\n{PHOTOS}{OTHERS}{BASE}{HINTS}\n- sweeps of s and beta: configs `asasr-sweep-...`",
+    ),
+}
