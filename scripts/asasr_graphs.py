@@ -197,7 +197,7 @@ ASASR_GRAPHS: dict[str, tuple[Graph, str]] = {
         "## ASASR, stage 3: preferences\n\nThe adversary makes a loser of every ground truth, and the policy, a third adapter of "
         "rank 16, learns to tell them apart in a Sobolev norm. Supervised adapter and policy are saved as one.\n\nNeeds the "
         f"adapters of stages 1 and 2 in `models/loras`, and:\n\n{PHOTOS}{BASE}{HINTS}\n"
-        "- `order` 0 is plain DPO; `adversary.mode=\"closed_form\"` in `overrides` needs no adversary",
+        '- `order` 0 is plain DPO; `adversary.mode="closed_form"` in `overrides` needs no adversary',
     ),
     "asasr-ablation": (
         asasr_ablation(),

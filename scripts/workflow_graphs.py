@@ -1,7 +1,7 @@
 """The shipped workflows as plain descriptions: API-format graphs, each with the note that its template shows."""
 
-from graph_parts import EXAMPLE, ONE_GPU, Graph, node
 from asasr_graphs import ASASR_GRAPHS
+from graph_parts import EXAMPLE, ONE_GPU, Graph, node
 from multi_step_graphs import MULTI_STEP_GRAPHS
 from strsr_graphs import STRSR_GRAPHS
 
