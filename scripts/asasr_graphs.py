@@ -6,6 +6,7 @@ from graph_parts import EXAMPLE, Graph, node
 
 CONFIG = "flux"
 PICTURES, ARTEFACTS = "asasr-pictures", "asasr-artefacts"
+SFT_FILE, ADVERSARY_FILE = "my-sft.safetensors", "my-adversary.safetensors"  # what stages 1 and 2 gave, in models/loras
 ONE_GPU = "run.batch_size=1\nrun.accumulation_steps=512"  # the published 512 pairs per step, on one GPU
 ONE_GPU_SFT = "run.batch_size=1\nrun.accumulation_steps=64"
 MODEL, CURVE, LORA = 1, 2, 5  # outputs of the trainers
@@ -22,21 +23,15 @@ def sft_trainer(title: str = "") -> dict[str, Any]:
     )
 
 
-def adversary_trainer(sft: list[Any], artefacts: list[Any], title: str = "") -> dict[str, Any]:
-    return node(
-        "AlignSRAdversaryTrainer",
-        title,
-        config=f"asasr-adversary-{CONFIG}",
-        overrides=ONE_GPU,
-        out_name="my-adversary",
-        sft=sft,
-        artefacts=artefacts,
-    )
+def adversary_trainer(sft: list[Any] | None, artefacts: list[Any], overrides: str = ONE_GPU, title: str = "") -> dict[str, Any]:
+    given = {"config": f"asasr-adversary-{CONFIG}", "overrides": overrides, "out_name": "my-adversary"}
+    return node("AlignSRAdversaryTrainer", title, **given, **({} if sft is None else {"sft": sft}), artefacts=artefacts)
 
 
-def policy_trainer(sft: list[Any], adversary: list[Any] | None, title: str = "", **more: Any) -> dict[str, Any]:
-    given = {"config": f"asasr-{CONFIG}", "data_folder": PICTURES, "overrides": ONE_GPU, "out_name": "my-asasr", "sft": sft}
-    return node("AlignSRSobolevDPOTrainer", title, **given | ({} if adversary is None else {"adversary": adversary}) | more)
+def policy_trainer(sft: list[Any] | None, adversary: list[Any] | None, title: str = "", **more: Any) -> dict[str, Any]:
+    given = {"config": f"asasr-{CONFIG}", "data_folder": PICTURES, "overrides": ONE_GPU, "out_name": "my-asasr", **more}
+    links = {name: link for name, link in (("sft", sft), ("adversary", adversary)) if link is not None}
+    return node("AlignSRSobolevDPOTrainer", title, **given, **links)
 
 
 def artefact_folder() -> dict[str, Any]:
@@ -58,31 +53,29 @@ def train_sft() -> Graph:
 
 def train_adversary() -> Graph:
     return {
-        "1": node("AlignSRLoadLoRA", "Supervised adapter", lora_name="my-sft.safetensors"),
-        "2": artefact_folder(),
-        "3": adversary_trainer(["1", 0], ["2", 0]),
-        "4": node("AlignSRSaveLoRA", lora=["3", LORA], filename_prefix="alignsr/my-adversary"),
-        "5": node("LoadImage", image=EXAMPLE),
-        "6": restored(["3", MODEL], "5"),
-        "7": node("AlignSRCompare", result=["6", 0], input=["5", 0], labels="input (bicubic), the adversary"),
-        "8": node("PreviewImage", "What it makes of a picture", images=["7", 0]),
-        "9": node("PreviewImage", "Loss curve", images=["3", CURVE]),
-        "10": node("PreviewImage", "What it imitates", images=["2", 1]),
+        "1": artefact_folder(),
+        "2": adversary_trainer(None, ["1", 0], f'{ONE_GPU}\nmodel.adapter="{SFT_FILE}"'),
+        "3": node("AlignSRSaveLoRA", lora=["2", LORA], filename_prefix="alignsr/my-adversary"),
+        "4": node("LoadImage", image=EXAMPLE),
+        "5": restored(["2", MODEL], "4"),
+        "6": node("AlignSRCompare", result=["5", 0], input=["4", 0], labels="input (bicubic), the adversary"),
+        "7": node("PreviewImage", "What it makes of a picture", images=["6", 0]),
+        "8": node("PreviewImage", "Loss curve", images=["2", CURVE]),
+        "9": node("PreviewImage", "What it imitates", images=["1", 1]),
     }
 
 
 def train_preferences() -> Graph:
+    files = f'{ONE_GPU}\nmodel.adapter="{SFT_FILE}"\nadversary.adapter="{ADVERSARY_FILE}"'
     return {
-        "1": node("AlignSRLoadLoRA", "Supervised adapter", lora_name="my-sft.safetensors"),
-        "2": node("AlignSRLoadLoRA", "Adversary", lora_name="my-adversary.safetensors"),
-        "3": policy_trainer(["1", 0], ["2", 0]),
-        "4": node("AlignSRSaveLoRA", lora=["3", JOINED], filename_prefix="alignsr/my-asasr"),
-        "5": node("LoadImage", image=EXAMPLE),
-        "6": restored(["3", MODEL], "5"),
-        "7": node("SaveImage", images=["6", 0], filename_prefix="alignsr/my-asasr"),
-        "8": node("AlignSRCompare", result=["6", 0], input=["5", 0], labels="input (bicubic), aligned"),
-        "9": node("PreviewImage", "Comparison", images=["8", 0]),
-        "10": node("PreviewImage", "Curves", images=["3", CURVE]),
+        "1": policy_trainer(None, None, overrides=files),
+        "2": node("AlignSRSaveLoRA", lora=["1", JOINED], filename_prefix="alignsr/my-asasr"),
+        "3": node("LoadImage", image=EXAMPLE),
+        "4": restored(["1", MODEL], "3"),
+        "5": node("SaveImage", images=["4", 0], filename_prefix="alignsr/my-asasr"),
+        "6": node("AlignSRCompare", result=["4", 0], input=["3", 0], labels="input (bicubic), aligned"),
+        "7": node("PreviewImage", "Comparison", images=["6", 0]),
+        "8": node("PreviewImage", "Curves", images=["1", CURVE]),
     }
 
 
@@ -90,7 +83,7 @@ def train_asasr() -> Graph:
     return {
         "1": sft_trainer("Stage 1: supervised"),
         "2": artefact_folder(),
-        "3": adversary_trainer(["1", LORA], ["2", 0], "Stage 2: adversary"),
+        "3": adversary_trainer(["1", LORA], ["2", 0], title="Stage 2: adversary"),
         "4": policy_trainer(["1", LORA], ["3", LORA], "Stage 3: preferences"),
         "5": node("AlignSRSaveLoRA", lora=["4", JOINED], filename_prefix="alignsr/my-asasr"),
         "6": node("LoadImage", image=EXAMPLE),
@@ -125,7 +118,7 @@ def asasr_ablation() -> Graph:
         "2": node("AlignSRDegrade", image=["1", 0], preset="asasr", seed=0, scale=4, target="plain"),
         "3": sft_trainer("Supervised"),
         "4": artefact_folder(),
-        "5": adversary_trainer(["3", LORA], ["4", 0], "Adversary"),
+        "5": adversary_trainer(["3", LORA], ["4", 0], title="Adversary"),
     }
     for m, (title, config, has_adversary) in enumerate(ABLATION):
         adversary = ["5", LORA] if has_adversary else None
@@ -178,9 +171,9 @@ HINTS = (
 ASASR_GRAPHS: dict[str, tuple[Graph, str]] = {
     "train-asasr": (
         train_asasr(),
-        "## Train ASASR in three stages\n\nAn adapter learns to restore; a second one learns the artefacts of other methods; a third "
-        "one is taught by preferences to stay away from them, with errors weighed by frequency. The first and the third are saved "
-        f"as one adapter.\n\nNeeds a large GPU, days, and:\n\n{PHOTOS}{OTHERS}{BASE}{HINTS}",
+        "## Train ASASR in three stages\n\nAn adapter learns to restore; a second one learns the artefacts of other methods; "
+        "a third one is taught by preferences to stay away from them, with errors weighed by frequency. The first and the third "
+        f"are saved as one adapter.\n\nNeeds a large GPU, days, and:\n\n{PHOTOS}{OTHERS}{BASE}{HINTS}",
     ),
     "train-asasr-sft": (
         train_sft(),
@@ -190,20 +183,20 @@ ASASR_GRAPHS: dict[str, tuple[Graph, str]] = {
     "train-asasr-adversary": (
         train_adversary(),
         "## ASASR, stage 2: the adversary\n\nOn top of the supervised adapter, another one of rank 16 learns to restore as other "
-        f"methods do, artefacts included.\n\nNeeds the adapter of stage 1 in `models/loras`, and:\n\n{OTHERS}{BASE}{HINTS}",
+        f"methods do, artefacts included.\n\nNeeds the adapter of stage 1 as `models/loras/my-sft.safetensors`, and:\n\n{OTHERS}{BASE}{HINTS}",
     ),
     "train-asasr-preferences": (
         train_preferences(),
         "## ASASR, stage 3: preferences\n\nThe adversary makes a loser of every ground truth, and the policy, a third adapter of "
         "rank 16, learns to tell them apart in a Sobolev norm. Supervised adapter and policy are saved as one.\n\nNeeds the "
-        f"adapters of stages 1 and 2 in `models/loras`, and:\n\n{PHOTOS}{BASE}{HINTS}\n"
+        f"adapters of stages 1 and 2 as `my-sft.safetensors` and `my-adversary.safetensors` in `models/loras`, and:\n\n{PHOTOS}{BASE}{HINTS}\n"
         '- `order` 0 is plain DPO; `adversary.mode="closed_form"` in `overrides` needs no adversary',
     ),
     "asasr-ablation": (
         asasr_ablation(),
-        "## Ablation of ASASR\n\nThe rows of the paper's Table 3, trained from one supervised adapter and one adversary: the full "
-        "method, Euclidean instead of Sobolev, the enlarged input as loser instead of the adversary's, and supervised training "
-        "alone. The results of one picture are compared on a sheet and in a table, in `output/alignsr`.\n\nNeeds a large GPU, "
-        f"days, and:\n\n{PHOTOS}{OTHERS}{BASE}{HINTS}\n- sweeps of s and beta: configs `asasr-sweep-...`",
+        "## Ablation of ASASR\n\nThe rows of the paper's Table 3, trained from one supervised adapter and one adversary: the "
+        "full method, Euclidean instead of Sobolev, the enlarged input as loser instead of the adversary's, and supervised "
+        "training alone. The results of one picture are compared on a sheet and in a table, in `output/alignsr`.\n\nNeeds a "
+        f"large GPU, days, and:\n\n{PHOTOS}{OTHERS}{BASE}{HINTS}\n- sweeps of s and beta: configs `asasr-sweep-...`",
     ),
 }

@@ -33,6 +33,9 @@ class AdversaryConfig:
     adapter: str = ""  # of mimic: the file, "tiny": random, for tests; of energy: a start, empty: none
     strength: float = 1.0  # lambda: share of the way from the ground truth to the negative
     radius: float = 0.05  # rho, of closed_form and energy: radius of the ball over the Sobolev norm of the state
+    # L of the ball's norm, of closed_form and energy, in latent elements. With the loss's 64 the norm of a state is that of its
+    # finest noise, and a ball of 5 % of it has room for a tint of several standard deviations; 2 pi keeps the change small
+    length_scale: float = 2 * math.pi
     lq_loser_weight: float = 0.0  # weight of a second pair whose loser is the enlarged input, with the same noise and time
     lora: AdapterConfig = field(default_factory=AdapterConfig)  # of energy
     optimizer: OptimizerConfig = field(default_factory=_optimizer)  # of energy
@@ -79,6 +82,8 @@ def check_adversary(config: AdversaryConfig) -> None:
         raise ValueError(f"adversary.strength: expected a number in (0, 1], got {config.strength}; the paper uses 1")
     if not math.isfinite(config.radius) or config.radius <= 0:
         raise ValueError(f"adversary.radius: expected a number above 0, got {config.radius}; 0.05 is usual")
+    if not math.isfinite(config.length_scale) or config.length_scale <= 0:
+        raise ValueError(f"adversary.length_scale: expected a number above 0, got {config.length_scale}; 2 pi is usual")
     if not math.isfinite(config.lq_loser_weight) or config.lq_loser_weight < 0:
         raise ValueError(f"adversary.lq_loser_weight: expected at least 0, got {config.lq_loser_weight}; 0 leaves it out")
     if config.lora.rank < 1:

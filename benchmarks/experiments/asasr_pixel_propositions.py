@@ -3,13 +3,14 @@
 python benchmarks/experiments/asasr_pixel_propositions.py --data DIR --out RUNS [--seeds 0 1 2] [--steps 200] [--json FILE]
 
 J(x) = mean |velocity(x, t, lq) - u|^2 at noisy states x of held-out pictures, and at x + delta with |delta| = rho |x| in H^s
-(s = 1.5, L = 64, rho = 0.05): the closed form of Proposition 4.1, random white and coloured directions, and two adapters on the
+(s = 1.5, L = 2 pi, rho = 0.05): the closed form of Proposition 4.1, random white and coloured directions, and two adapters on the
 same network, trained by mode `energy` of `train.negatives` to lower J: one looks at the ground truth in place of the input, which
 tells it u; the other one at the input alone.
 """
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from alignsr.train.multi_step import ADVERSARY, AdapterConfig, Autocast, MultiSt
 from alignsr.train.negatives import AdversaryConfig, Batch, make_negative
 
 PATCH, BATCH, RHO, HELD_OUT = 64, 8, 0.05, 32
-NORM = SobolevNorm(1.5, float(PATCH))
+NORM = SobolevNorm(1.5, 2 * math.pi)
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "time_embed.linear", "proj_out")
 STATE, CLOSED, SEES, BLIND = "the state itself", "closed form", "adapter that sees u", "adapter without u"
 WHITE, COLORED = "random, white", "random, coloured"

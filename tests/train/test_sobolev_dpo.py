@@ -201,7 +201,7 @@ def test_negatives_are_what_their_mode_says(name, pictures, tmp_path, monkeypatc
 
     monkeypatch.setattr(recipe, "make_negative", watched)
     recipe.train(config, tmp_path / "run")
-    (trainee, model, batch, norm, negative) = seen[0]
+    (trainee, model, batch, norm, negative) = seen[0]  # the norm of the ball
     assert not negative.requires_grad
     state = model.process.add_noise(batch.clean, batch.noise, batch.time)
     if config.adversary.mode == "lq":

@@ -224,7 +224,7 @@ def _pass(
     """
     spec, step = config.adversary, loop.state.step + 1
     learn = (lambda terms: loop.backward(ADVERSARY, terms, names)) if spec.mode == "energy" else None
-    negative = make_negative(spec, trainee, model, batch, norm, learn)
+    negative = make_negative(spec, trainee, model, batch, SobolevNorm(norm.order, spec.length_scale), learn)
     pair = coupled_pair(model.process, batch.clean, negative, batch.noise, batch.time, strength=spec.strength)
     states, times, targets, rows = pair.states, pair.times, pair.targets, 2
     if spec.lq_loser_weight:
