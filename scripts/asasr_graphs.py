@@ -183,13 +183,15 @@ ASASR_GRAPHS: dict[str, tuple[Graph, str]] = {
     "train-asasr-adversary": (
         train_adversary(),
         "## ASASR, stage 2: the adversary\n\nOn top of the supervised adapter, another one of rank 16 learns to restore as other "
-        f"methods do, artefacts included.\n\nNeeds the adapter of stage 1 as `models/loras/my-sft.safetensors`, and:\n\n{OTHERS}{BASE}{HINTS}",
+        f"methods do, artefacts included.\n\nNeeds the adapter of stage 1 as "
+        f"`models/loras/{SFT_FILE}`, and:\n\n{OTHERS}{BASE}{HINTS}",
     ),
     "train-asasr-preferences": (
         train_preferences(),
         "## ASASR, stage 3: preferences\n\nThe adversary makes a loser of every ground truth, and the policy, a third adapter of "
         "rank 16, learns to tell them apart in a Sobolev norm. Supervised adapter and policy are saved as one.\n\nNeeds the "
-        f"adapters of stages 1 and 2 as `my-sft.safetensors` and `my-adversary.safetensors` in `models/loras`, and:\n\n{PHOTOS}{BASE}{HINTS}\n"
+        f"adapters of stages 1 and 2 as `{SFT_FILE}` and `{ADVERSARY_FILE}` in `models/loras`, and:\n\n"
+        f"{PHOTOS}{BASE}{HINTS}\n"
         '- `order` 0 is plain DPO; `adversary.mode="closed_form"` in `overrides` needs no adversary',
     ),
     "asasr-ablation": (
