@@ -277,6 +277,29 @@ def dp2o(model: str, steps: int) -> Image.Image:
     return diagram("DP2O-SR", parts, "4x, perceptual preferences", (0,))
 
 
+def sample_score_curate(root: Path) -> Image.Image:
+    return _run("sample-score-curate", root, [f"1.overrides={lines('data.limit=2', FEW)}"], "9")
+
+
+FEW = lines("data.gt_patch_px=128", "data.crop='center'", "sampling.candidates=8", "pairs.picks=2")
+SHORT_DPO = lines(
+    "guard.pictures=1", "guard.every=5", "run.steps=25", "run.batch_size=6", "run.preview_every=100", "data.workers=0"
+)
+
+
+def train_dp2o(root: Path) -> Image.Image:
+    return _run("train-dp2o", root, [f"1.overrides={FEW}", f"4.overrides={SHORT_DPO}"], "11")
+
+
+def compare_dp2o(root: Path) -> Image.Image:
+    (root / "input" / "Set14").mkdir()
+    for title in PHOTOS:
+        photo(title).save(root / "input" / "Set14" / f"{title}.png")
+    drawn = lines("data.gt_patch_px=128", "data.crop='center'", "sampling.candidates=8")
+    sets = [f"{node}.overrides={drawn}" for node in "56"]
+    return _run("compare-dp2o", root, [f"1.overrides={FEW}", f"4.overrides={SHORT_DPO}", *sets], "10")
+
+
 # StrSR's method on the bundled pixel model, for a minute: the published backbones need files that are not free to show
 SHORT_STRSR = lines(SHORT, "optimizer.learning_rate=3e-4", "discriminator.optimizer.learning_rate=1e-3")
 LARGE = ("AlignSRLoadVLM", "AlignSRVLMEncode", "AlignSRSaveLoRA", "PreviewAny")  # what the pixel model has no use for
@@ -332,6 +355,9 @@ SHEETS: dict[str, Callable[[Path], Image.Image]] = {
     "upscale-with-asasr": lambda _: asasr(),
     "upscale-with-dp2o-flux": lambda _: dp2o("FLUX.1 [dev]", 25),
     "upscale-with-dp2o-sd2": lambda _: dp2o("Stable Diffusion 2", 50),
+    "sample-score-curate": sample_score_curate,
+    "train-dp2o": train_dp2o,
+    "compare-dp2o": compare_dp2o,
     "view-autoencoder": view_autoencoder,
     "aesop-ablation": ablation,
     "evaluate-folders": evaluate_folders,

@@ -138,3 +138,23 @@ def test_the_synthetic_worlds_network_and_measures(monkeypatch: pytest.MonkeyPat
     assert bands["low"] + bands["mid"] + bands["high"] == pytest.approx(error, rel=1e-5)
     assert bands["detail"] < 0.1  # the input has lost the high band
     assert tests.measure(toy.artefacts(tests.gt))["psnr"] < 30
+
+
+def test_dp2o_on_a_pixel_model(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    experiment = script("dp2o_pixel", monkeypatch)
+    words = ["--data", str(data), "--out", str(tmp_path / "runs"), "--model", "tiny", "--seeds", "0", "--pictures", "3"]
+    words += ["--candidates", "8", "--side", "32", "--steps", "1", "--sets", "set5", "--sample-set", "sampling.steps=2"]
+    words += ["--set", "run.batch_size=2", "--set", "guard.pictures=1", "--set", "lora.rank=2"]
+    files = ["--json", str(tmp_path / "rows.json"), "--picture", str(tmp_path / "rows.png")]
+    assert experiment.main([*words, *files]) == 0
+    report = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert [row["method"] for row in report["rows"]] == [experiment.START, *experiment.METHODS]
+    assert len(report["directions"]) == len(experiment.DIRECTIONS) + 1
+    assert all(len(line["differences"]) == 1 for line in report["directions"])
+    assert all(row["worst"] <= row["reward"] <= row["best"] for row in report["rows"])
+    assert (tmp_path / "rows.png").stat().st_size > 5_000
+    printed = capsys.readouterr().out
+    assert f"| {experiment.START} |" in printed and "| psnr_y |" in printed
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
+    assert experiment.main([*words, *files]) == 0  # finds every part finished
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}

@@ -35,6 +35,7 @@ CHECKS = {
     "AESOP: the checks of specification 9.1": 17,
     "StrSR: the checks of specification 7": 30,
     "ASASR: the checks of specification 6.1": 21,
+    "DP2O-SR: the checks of specification 6": 16,
 }
 
 

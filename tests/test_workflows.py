@@ -12,6 +12,7 @@ from PIL import Image
 from strsr_helpers import write_adapters
 from train_helpers import make_pictures
 from workflow_helpers import (
+    TINY_DP2O,
     TINY_MULTI_STEP,
     TINY_STRSR_TRAINERS,
     TINY_TRAINERS,
@@ -35,8 +36,9 @@ from paths import ROOT
 
 FOLDER = ROOT / "workflows"
 NAMES = (
-    *("aesop-ablation", "degrade-restore-score", "evaluate-folders", "pretrain-aesop-autoencoder", "spectral-comparison"),
-    *("strsr-ablation", "train-aesop", "train-aesop-real-world", "train-small-network", "train-strsr", "upscale-folder"),
+    *("aesop-ablation", "compare-dp2o", "degrade-restore-score", "evaluate-folders", "pretrain-aesop-autoencoder"),
+    *("sample-score-curate", "spectral-comparison", "strsr-ablation", "train-aesop", "train-aesop-real-world", "train-dp2o"),
+    *("train-small-network", "train-strsr", "upscale-folder"),
     *("upscale-image", "upscale-with-aesop", "upscale-with-asasr", "upscale-with-dp2o-flux", "upscale-with-dp2o-sd2"),
     *("upscale-with-strsr-flux", "upscale-with-strsr-z", "view-autoencoder"),
 )
@@ -46,7 +48,7 @@ SMALL = {
         name: as_sets(tiny_strsr_training(name, json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))))
         for name in TINY_STRSR_TRAINERS
     },
-    **{name: as_sets(nodes) for name, nodes in TINY_MULTI_STEP.items()},
+    **{name: as_sets(nodes) for name, nodes in (TINY_MULTI_STEP | TINY_DP2O).items()},
     "evaluate-folders": ["2.metrics=psnr_y, lr_psnr, ae_psnr"],
     "upscale-with-aesop": ["5.panel_px=100"],
     "upscale-with-strsr-flux": tiny_strsr_sets(),
@@ -284,7 +286,7 @@ def test_templates_name_only_what_every_list_has():
 
 
 TWICE = [
-    name for name in NAMES if name not in (*TINY_TRAINERS, *TINY_STRSR_TRAINERS)
+    name for name in NAMES if name not in (*TINY_TRAINERS, *TINY_STRSR_TRAINERS, "train-dp2o", "compare-dp2o")
 ]  # the two forms are equal by the tests above; training takes time
 
 
@@ -326,6 +328,13 @@ def test_runs_headless(name, form, tiny, tmp_path):
     elif name == "train-small-network":
         assert any(file.endswith("curve.png") for file in written) and "alignsr/my-lite-x4_00001_.png" in written
         assert any(file.name == "my-lite-x4.safetensors" for file in (tmp_path / "out").rglob("*"))
+    elif name in TINY_DP2O:
+        runs = sorted(path.parent.name.rpartition("-")[0] for path in (tmp_path / "out").rglob("pairs.parquet"))
+        assert runs == ["tiny-dp2o-candidates-pixel"]
+        trained = [path.name for path in (tmp_path / "out").rglob("my-dp2o.safetensors")]
+        assert trained == ([] if name == "sample-score-curate" else ["my-dp2o.safetensors"])
+        if name == "compare-dp2o":
+            assert result.outputs["12"]["text"][0].startswith("3 seeds of 3 pictures")
     elif name.startswith("upscale-with-strsr"):
         assert written == {f"alignsr/{name.removeprefix('upscale-with-')}_00001_.png"}
         assert Image.open(result.files[0]).size == (68 * 4, 72 * 4)

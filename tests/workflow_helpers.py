@@ -38,6 +38,14 @@ TINY_MULTI_STEP: dict[str, dict[str, dict[str, Any]]] = {  # workflow -> node ->
         "7": {"panel_px": 100},
     },
 }
+_TINY_DRAWN = {"config": "tiny-dp2o-candidates-pixel", "overrides": ""}
+_TINY_PAIRS = {"1": _TINY_DRAWN, "4": {"config": "tiny-dp2o-pixel", "overrides": "guard.pictures=0"}}
+_TINY_SEEDS = _TINY_DRAWN | {"overrides": "sampling.candidates=3"}
+TINY_DP2O: dict[str, dict[str, dict[str, Any]]] = {  # workflow -> node -> inputs
+    "sample-score-curate": {"1": _TINY_DRAWN},
+    "train-dp2o": {**_TINY_PAIRS, "6": {"steps": 2}, "8": {"panel_px": 100}},
+    "compare-dp2o": {**_TINY_PAIRS, "5": _TINY_SEEDS, "6": _TINY_SEEDS},
+}
 TINY_DISCRIMINATOR = {"features": "network", "model_name": "random", "hidden": 8}
 TINY_FDL = {"features": "network", "features_file": "random", "projections": 4}
 ONE_STEP = "data.gt_patch_px=64\ndata.pair_pool=0\noptimizer.learning_rate=1e-3"
