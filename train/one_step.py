@@ -20,6 +20,7 @@ from ..core.lora_files import check_projector, read_adapter
 from ..core.records import Conditioning
 from ..core.weights import WeightsError, find_model, load_into, load_state_dict
 from .config import empty_table
+from .start import existing
 
 PIXEL_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 UNTRAINED = ("tiny", "random")
@@ -156,7 +157,7 @@ def build_backbone(
         keys = ("diffusion_models", "vae")
         opened = latent.open_backbone(
             config.backbone,
-            _existing(config.source, folders) if config.source else None,
+            existing(config.source, folders) if config.source else None,
             folders=dict.fromkeys(keys, tuple(folders)),
             transformer=config.transformer or None,
             autoencoder=config.autoencoder or None,
@@ -178,7 +179,7 @@ def _untrained(config: OneStepModelConfig, facts: Mapping[str, Any], folders: Se
     options: dict[str, Any] = dict(base["transformer"])
     coder = None
     if config.autoencoder:
-        coder = load_autoencoder(_existing(config.autoencoder, folders), torch.float32, kind.autoencoder)
+        coder = load_autoencoder(existing(config.autoencoder, folders), torch.float32, kind.autoencoder)
         cells = kind.tiny["transformer"]["in_channels"] // kind.tiny["vae"]["options"]["latent_channels"]
         options["in_channels"] = cells * latent_channels(coder)
     transformer = latent.make_transformer(kind, {**options, **config.options})
@@ -215,7 +216,7 @@ def build_model(
     is_lora = lora_config.rank > 0
     start = None
     if is_lora and config.init and config.backbone != "pixel":
-        place = _existing(config.init, folders)
+        place = existing(config.init, folders)
         start = read_adapter(place if place.is_dir() else find_model(config.init, folders))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0 if is_lora else seed)
@@ -240,11 +241,6 @@ def build_model(
         _load_adapter_into(network, start, alpha / lora_config.rank, None if projector is None or projector[1] else bridge)
     facts = {"rank": lora_config.rank, "alpha": alpha, "targets": list(targets)}
     return OneStepModel(backbone, network, TrainedPart(weights, bridge), facts)
-
-
-def _existing(name: str, folders: Sequence[str | Path]) -> Path:
-    places = [Path(name).expanduser(), *(Path(folder).expanduser() / name for folder in folders)]
-    return next((place for place in places if place.exists()), places[0])
 
 
 def _load_whole(transformer: nn.Module, path: Path) -> None:

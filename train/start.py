@@ -45,13 +45,21 @@ def first_init(checkpoint: Path) -> str:
     return first_init(find_checkpoint(before)) if before else init
 
 
+def existing(name: str, folders: Sequence[str | Path]) -> Path:
+    """The first of a path and of its places in the model folders that exists, be it a file or a folder; else the path."""
+    places = [Path(name).expanduser(), *(Path(folder).expanduser() / name for folder in folders)]
+    return next((place for place in places if place.exists()), places[0])
+
+
 def samples_before(init: str, folders: Sequence[str | Path] = ()) -> int:
     """How many samples the training saw that made the weights of `model.init`, by their header; 0 for any other file.
+
+    0 also for a folder, in a model folder or not: that is a released pair, which does not say.
 
     Raises:
         MissingModelError, WeightsError: no such file, or damaged.
     """
-    if not init or Path(init).expanduser().is_dir():
+    if not init or existing(init, folders).is_dir():
         return 0
     path = find_model(init, folders)
     return int(read_info(path).get("samples", 0)) if path.suffix == ".safetensors" else 0

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from strsr_helpers import one_step_adapter, write_released
 from train_helpers import StopAfter, equal_files, make_pictures, state_of, tiny
 
 from alignsr.core.backbones import LATENT_KINDS, load_backbone, open_backbone
@@ -491,6 +492,18 @@ def test_adapters_that_do_not_fit_are_named(pictures, tmp_path):
         model__latents="",
     )
     assert recipe.build_model(raw).backbone.latents == "raw", "an adapter that training starts from says its convention"
+
+
+def test_a_released_pair_is_a_start_by_its_name_in_a_model_folder(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    adapter = one_step_adapter("flux2_klein")
+    write_released(tmp_path / "models" / "loras" / "StrSR-flux", adapter)
+    config = light(FLUX, pictures, model__init="loras/StrSR-flux", **STILL)
+    result = recipe.train(config, tmp_path / "run", model_folders=[tmp_path / "models"])
+    state = read_adapter(result.weights).state
+    assert state.keys() == adapter.state.keys()
+    assert all(torch.equal(tensor, adapter.state[name].float()) for name, tensor in state.items())
+    assert read_info(result.weights)["samples"] == config.run.steps * config.run.batch_size, "counted from the first"
 
 
 def test_a_start_of_another_alpha_acts_as_it_did(pictures, tmp_path):
