@@ -1,12 +1,15 @@
 """Runs that go on from another run: where its checkpoint lies, what that run itself began with, how many samples it saw."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.weights import MissingModelError, WeightsError, find_model, read_info
 from .state import checkpoints
+
+LOGGER = logging.getLogger(__name__)
 
 
 def find_checkpoint(name: str) -> Path:
@@ -54,7 +57,8 @@ def existing(name: str, folders: Sequence[str | Path]) -> Path:
 def samples_before(init: str, folders: Sequence[str | Path] = ()) -> int:
     """How many samples the training saw that made the weights of `model.init`, by their header; 0 for any other file.
 
-    0 also for a folder, in a model folder or not: that is a released pair, which does not say.
+    0 also for a folder, in a model folder or not: that is a released pair, which does not say. A result of a one-step training
+    from before headers counted samples has a step only, of a batch that it does not tell: 0 too, with a warning.
 
     Raises:
         MissingModelError, WeightsError: no such file, or damaged.
@@ -62,4 +66,12 @@ def samples_before(init: str, folders: Sequence[str | Path] = ()) -> int:
     if not init or existing(init, folders).is_dir():
         return 0
     path = find_model(init, folders)
-    return int(read_info(path).get("samples", 0)) if path.suffix == ".safetensors" else 0
+    info = read_info(path) if path.suffix == ".safetensors" else {}
+    if "samples" not in info and "step" in info and "conditioning" in info:  # the second is in one-step training's headers alone
+        LOGGER.warning(
+            "model.init: %s says nothing of how many samples its training saw in %s steps, so this one begins with the first; "
+            "under the same run.seed it sees the same ones again; change run.seed",
+            path,
+            info["step"],
+        )
+    return int(info.get("samples", 0))

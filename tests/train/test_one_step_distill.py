@@ -24,6 +24,7 @@ from alignsr.train.one_step import InAutocast, OneStepModelConfig
 from alignsr.train.one_step_files import merged_state, showing
 from alignsr.train.recipes import load_config
 from alignsr.train.recipes import one_step_distill as recipe
+from alignsr.train.start import samples_before
 from alignsr.train.state import checkpoints
 from reference.formula import S, U
 
@@ -504,6 +505,17 @@ def test_a_released_pair_is_a_start_by_its_name_in_a_model_folder(pictures, tmp_
     assert state.keys() == adapter.state.keys()
     assert all(torch.equal(tensor, adapter.state[name].float()) for name, tensor in state.items())
     assert read_info(result.weights)["samples"] == config.run.steps * config.run.batch_size, "counted from the first"
+
+
+def test_a_start_that_does_not_count_its_samples_is_told_aloud(pictures, tmp_path, caplog):
+    path = adapter_file(tmp_path, "z_image", latents="scaled", conditioning="vlm", step=40000, samples=160000)
+    assert samples_before(path) == 160000 and not caplog.text
+    older = adapter_file(tmp_path, "z_image", latents="scaled", conditioning="vlm", step=40000)
+    assert samples_before(older) == 0
+    assert "how many samples its training saw in 40000 steps" in caplog.text and "change run.seed" in caplog.text
+    caplog.clear()
+    assert samples_before("pixel-x4") == samples_before((pictures / "pixel.safetensors").as_posix()) == 0
+    assert not caplog.text, "another recipe's training, or none"
 
 
 def test_a_start_of_another_alpha_acts_as_it_did(pictures, tmp_path):
