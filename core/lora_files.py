@@ -36,8 +36,9 @@ def read_adapter(path: str | Path) -> Adapter:
     """Read an adapter: our safetensors file, or `state_dict.pth` as released (or the folder it lies in) with `projector.pth`.
 
     Files that we wrote for diffusers or for ComfyUI are read back too, without the projector, and so are adapters of other
-    programs under diffusers', ComfyUI's, kohya's or the original checkpoints' names; such a one is made for the base model and
-    says nothing of latents and noise level. Pickle files are read under `weights_only=True`.
+    programs under diffusers', PEFT's, ComfyUI's, kohya's or the original checkpoints' names; such a one is made for the base
+    model and says nothing of latents and noise level. Alphas under PEFT's names are those of the `adapter_config.json` beside
+    the file. Pickle files are read under `weights_only=True`.
 
     Raises:
         MissingModelError: nothing there.
@@ -49,16 +50,18 @@ def read_adapter(path: str | Path) -> Adapter:
         raise MissingModelError(
             f"lora: expected an adapter file or a folder with state_dict.pth, found no {file}; check the path"
         )
-    if file.suffix != ".safetensors":
-        projector = file.with_name("projector.pth")
-        return from_released(file, projector if projector.is_file() else None)
-    info, state = read_info(file), load_state_dict(file)
+    is_pickle, projector = file.suffix != ".safetensors", file.with_name("projector.pth")
+    if is_pickle and projector.is_file():
+        return from_released(file, projector)
+    info, state = {} if is_pickle else read_info(file), load_state_dict(file)
     if is_foreign(state) or info.get("layout") == "comfyui":
         return _from_foreign(state, info, str(file))
     if info.get("architecture") != "lora":
-        note = _diffusers_note(file)
+        note = {} if is_pickle else _diffusers_note(file)
         if not note and _is_released(state):
             return _described(_canonical(state), {}, str(file))
+        if not note and all(name.startswith(_PEFT) for name in state):
+            note = _peft_note(file, state)
         return _from_diffusers(_canonical(state), note, str(file))
     if info.get("layout") == "diffusers":
         return Adapter(_canonical(state), info, {}, str(file))
@@ -108,23 +111,26 @@ def _from_foreign(state: Mapping[str, Tensor], info: Mapping[str, Any], source: 
 
 
 def _is_released(state: Mapping[str, Tensor]) -> bool:
-    """Whether a file without our header is one of those that the papers' authors published: known by PEFT's names.
+    """Whether a file without our header is one of those that the papers' authors published.
 
-    ASASR's restoration adapter is the one that has diffusers' names; it is known by its layers, which are all that FLUX.1 has of
-    those kinds, the embedder of the picture included.
+    StrSR's are the state of a model in PEFT's hands, with the adapter's name in every key, which PEFT leaves out of what it
+    saves, and lie on every kind of layer of the published list. ASASR's have PEFT's or diffusers' names and are known by their
+    layers, which are all that FLUX.1 has of those kinds, the embedder of the picture included.
 
     Source:
         strsr.md section 1.7; asasr.md sections 3.2 and 3.3.
     """
-    if all(name.startswith(_PEFT) for name in state):
-        return True
     layers = {name.rsplit(".lora_", 1)[0] for name in _canonical(state)}
-    kinds = [{pattern for pattern in LORA_TARGETS["flux1"] if fits(layer, pattern)} for layer in layers]
-    return all(kinds) and set[str]().union(*kinds) == set(LORA_TARGETS["flux1"])
+    is_whole_state = all(name.startswith(_PEFT) and name.endswith(".default.weight") for name in state)
+    for kind in RELEASED if is_whole_state else ("flux1",):
+        patterns = [{pattern for pattern in LORA_TARGETS[kind] if fits(layer, pattern)} for layer in layers]
+        if all(patterns) and set[str]().union(*patterns) == set(LORA_TARGETS[kind]):
+            return True
+    return False
 
 
 def _from_diffusers(state: Mapping[str, Tensor], note: Mapping[str, Any], source: str) -> Adapter:
-    """An adapter of another program under diffusers' names, whose alphas are in a note in the header, if anywhere."""
+    """An adapter of another program on diffusers' layers, whose alphas are in a note in the header or beside it, if anywhere."""
     layers = sorted({name.rsplit(".lora_", 1)[0] for name in state if ".lora_" in name})
     patterns: Mapping[str, float] = note.get("alpha_pattern") or {}
     # PEFT's rule: a pattern is the end of a layer's name, as a regular expression
@@ -149,7 +155,32 @@ def _diffusers_note(file: Path) -> dict[str, Any]:
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{file}: expected a JSON object in {_DIFFUSERS_NOTE}, got {text[:60]!r}; get it again") from error
     split = [(*key.partition(".")[::2], value) for key, value in everything.items()]
-    note = {key: value for prefix, key, value in split if prefix in ("transformer", "unet")}
+    return _checked_note({key: value for prefix, key, value in split if prefix in ("transformer", "unet")}, file)
+
+
+def _peft_note(file: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The `adapter_config.json` that PEFT writes beside an adapter; {} if there is none.
+
+    Raises:
+        WeightsError: one that cannot be read, or that is another adapter's.
+    """
+    place = file.with_name("adapter_config.json")
+    if not place.is_file():
+        return {}
+    try:
+        note: dict[str, Any] = dict(json.loads(place.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{place}: expected a JSON object, got {error}; get it again, or take it away") from error
+    ranks = {int(tensor.shape[0]) for name, tensor in state.items() if ".lora_A." in name}
+    if "r" in note and note["r"] not in ranks and not note.get("rank_pattern"):
+        raise WeightsError(
+            f"{file}: expected matrices of rank {note['r']}, which {place.name} beside it says, got {sorted(ranks)}; "
+            "put each adapter into a folder with its own"
+        )
+    return _checked_note(note, file)
+
+
+def _checked_note(note: dict[str, Any], file: Path) -> dict[str, Any]:
     for key in ("use_rslora", "use_dora"):
         if note.get(key):
             raise WeightsError(f"{file}: expected an adapter of scale alpha / rank, got one with {key}; it is not read here")

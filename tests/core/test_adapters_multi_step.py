@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from alignsr.core.backbones import MULTI_STEP_KINDS, open_multi_step
 from alignsr.core.backbones.latent import MultiStepModel, make_transformer, tiny_multi_step
 from alignsr.core.lora import LORA_TARGETS, Adapter, attach, expected_state
-from alignsr.core.lora_files import export_for_comfy, export_for_diffusers, read_adapter, save_adapter
+from alignsr.core.lora_files import export_for_comfy, export_for_diffusers, from_released, read_adapter, save_adapter
 from alignsr.core.low_rank import LowRankLinear
 from alignsr.core.records import Conditioning
 from alignsr.core.weights import WeightsError, load_state_dict
@@ -190,9 +190,10 @@ def test_adapters_of_other_backbones_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"lora: expected an adapter of {kind}, adapter 1 is one of {other}"):
             open_multi_step(kind, "tiny", adapters=[(adapter(other, 1), 1.0)])
     unet = {f"base_model.model.{name}": value for name, value in matrices(tiny_multi_step("stable_diffusion")).items()}
-    save_file(unet, tmp_path / "unknown.safetensors")
+    save_file(unet, tmp_path / "another.safetensors")
+    assert read_adapter(tmp_path / "another.safetensors").info["backbone"] == "stable_diffusion"
     with pytest.raises(WeightsError, match="got one of stable_diffusion without a header"):
-        read_adapter(tmp_path / "unknown.safetensors")
+        from_released(tmp_path / "another.safetensors")
     short = adapter("flux1", 1)
     lacking = Adapter({name: value for name, value in short.state.items() if "x_embedder" not in name}, short.info)
     with pytest.raises(WeightsError, match="missing: x_embedder"):

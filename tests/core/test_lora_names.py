@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,7 @@ def test_kohyas_names_of_part_of_the_layers(tmp_path: Path) -> None:
     torch.testing.assert_close(after[f"{layer}.weight"], before[f"{layer}.weight"] + up @ down)
 
 
+@pytest.mark.parametrize("program", ["diffusers", "PEFT"])
 @pytest.mark.parametrize(
     ("kind", "layers"),
     [
@@ -73,10 +75,13 @@ def test_kohyas_names_of_part_of_the_layers(tmp_path: Path) -> None:
         ("z_image", ("layers.0.attention.to_q", "layers.1.feed_forward.w2")),
     ],
 )
-def test_diffusers_names_of_other_trainers_are_not_taken_for_released_ones(
-    kind: str, layers: tuple[str, str], tmp_path: Path
+def test_adapters_of_other_trainers_are_not_taken_for_released_ones(
+    kind: str, layers: tuple[str, str], program: str, tmp_path: Path
 ) -> None:
-    """Its own layers, alpha by the header's note, by a pattern for one of them; latents and noise level stay the base model's."""
+    """Its own layers, alpha by the note (in diffusers' header, beside PEFT's file), by a pattern for one of them.
+
+    Latents and noise level stay the base model's.
+    """
     network = tiny(kind).transformer
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     matrices: dict[str, torch.Tensor] = {}
@@ -85,10 +90,21 @@ def test_diffusers_names_of_other_trainers_are_not_taken_for_released_ones(
         matrices |= {f"{layer}.lora_A.weight": torch.randn(4, inputs), f"{layer}.lora_B.weight": torch.randn(out, 4)}
     end = layers[1].split(".", 2)[2]
     note = {"r": 4, "lora_alpha": 8, "alpha_pattern": {end.replace(".", r"\."): 2}, "target_modules": list(layers)}
-    text = json.dumps({**{f"transformer.{key}": value for key, value in note.items()}, "text_encoder.lora_alpha": 64})
-    state = {f"transformer.{name}": tensor for name, tensor in matrices.items()}
-    for header, scales in (({"format": "pt", "lora_adapter_metadata": text}, (2.0, 0.5)), (None, (1.0, 1.0))):
+    prefix = "transformer" if program == "diffusers" else "base_model.model"
+    state = {f"{prefix}.{name}": tensor for name, tensor in matrices.items()}
+
+    def write(told: dict[str, Any] | None) -> None:
+        header, beside = None, tmp_path / "adapter_config.json"
+        beside.unlink(missing_ok=True)
+        if told is not None and program == "diffusers":
+            text = json.dumps({**{f"transformer.{key}": value for key, value in told.items()}, "text_encoder.lora_alpha": 64})
+            header = {"format": "pt", "lora_adapter_metadata": text}
+        elif told is not None:
+            beside.write_text(json.dumps(told))
         save_file(state, tmp_path / "other.safetensors", header)
+
+    for told, scales in ((note, (2.0, 0.5)), (None, (1.0, 1.0))):
+        write(told)
         adapter = read_adapter(tmp_path / "other.safetensors")
         assert adapter.info["backbone"] == kind and adapter.rank == 4 and adapter.info["targets"] == sorted(layers)
         assert not adapter.info.keys() & {"latents", "start_sigma", "step_length", "base"}
@@ -101,13 +117,45 @@ def test_diffusers_names_of_other_trainers_are_not_taken_for_released_ones(
             torch.testing.assert_close(after[f"{layer}.weight"], before[f"{layer}.weight"] + scale * product, msg=layer)
     opened = open_backbone(kind, "tiny", precision="fp32", lora=tmp_path / "other.safetensors")
     assert opened.latents == tiny(kind).latents
-    for header, message in (
-        ({"lora_adapter_metadata": "[1]"}, "JSON object in lora_adapter_metadata"),
-        ({"lora_adapter_metadata": '{"transformer.use_rslora": true}'}, "got one with use_rslora"),
-    ):
-        save_file(state, tmp_path / "other.safetensors", header)
+    write({"use_rslora": True})
+    with pytest.raises(WeightsError, match="got one with use_rslora"):
+        read_adapter(tmp_path / "other.safetensors")
+    if program == "diffusers":
+        save_file(state, tmp_path / "other.safetensors", {"lora_adapter_metadata": "[1]"})
+        with pytest.raises(WeightsError, match="JSON object in lora_adapter_metadata"):
+            read_adapter(tmp_path / "other.safetensors")
+        return
+    for text, message in (("[1]", "adapter_config.json: expected a JSON object"), ('{"r": 8}', r"matrices of rank 8, .* \[4\]")):
+        (tmp_path / "adapter_config.json").write_text(text)
         with pytest.raises(WeightsError, match=message):
             read_adapter(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_layers_of_the_published_list_do_not_make_an_adapter_a_released_one(kind: str, tmp_path: Path) -> None:
+    """What PEFT saves lacks the adapter's name; a pickle without a projector, too, is a released one only under full names."""
+    state, width = adapter_for(kind).state, tiny(kind).spec.conditioning_dim
+    saved = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
+    whole = {f"base_model.model.{name.removesuffix('.weight')}.default.weight": tensor for name, tensor in state.items()}
+    some = dict(list(whole.items())[:2])
+    save_file(saved, tmp_path / "adapter_model.safetensors")
+    save_file(whole, tmp_path / "whole.safetensors")
+    for name, tensors in (("adapter_model.bin", saved), ("state_dict.pth", whole), ("some.pth", some)):
+        torch.save(tensors, tmp_path / name)
+    for name in ("adapter_model.safetensors", "adapter_model.bin", "some.pth"):
+        adapter = read_adapter(tmp_path / name)
+        assert adapter.info["backbone"] == kind and "start_sigma" not in adapter.info and "latents" not in adapter.info, name
+        assert all(torch.equal(tensor, state[key]) for key, tensor in adapter.state.items())
+    assert (
+        read_adapter(tmp_path / "some.pth").state.keys()
+        < read_adapter(tmp_path / "adapter_model.bin").state.keys()
+        == state.keys()
+    )
+    for name in ("whole.safetensors", "state_dict.pth"):
+        assert read_adapter(tmp_path / name).info["start_sigma"] == 0.8, name
+    torch.save({"0.weight": torch.zeros(width // 2, 8)}, tmp_path / "projector.pth")
+    with pytest.raises(WeightsError, match=r"projector\.pth: .*missing: 0\.bias"):
+        read_adapter(tmp_path)
 
 
 def test_what_is_not_read_is_named(tmp_path: Path) -> None:
