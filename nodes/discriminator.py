@@ -52,8 +52,9 @@ class LoadDiscriminator:
                     names,
                     {
                         "default": AUTO,
-                        "tooltip": "A file of models/alignsr. auto: open_clip_pytorch_model.bin, vgg19-dcbb9e9d.pth, or the "
-                        "bundled lite-x4. random: an untrained one (tiny for clip and network), to try a graph out.",
+                        "tooltip": "A file of models/alignsr. auto: open_clip_pytorch_model.bin or open_clip_model.safetensors, "
+                        "vgg19-dcbb9e9d.pth, or the bundled lite-x4. random: an untrained one (tiny for clip and network), to "
+                        "try a graph out.",
                     },
                 ),
                 "hidden": (

@@ -6,6 +6,9 @@ import shlex
 
 import pytest
 
+from alignsr.core.losses.lpips import LPIPS_FILE, VGG16_FILE
+from alignsr.core.losses.perceptual import VGG19_FILE
+from alignsr.core.networks.clip_critic import CLIP_FILES
 from alignsr.train.config import published
 from alignsr.train.recipes import load_config
 from paths import ROOT
@@ -43,3 +46,14 @@ def test_configs_and_files_of_the_section_exist() -> None:
         text = (ROOT / "configs" / f"{config}.toml").read_text(encoding="utf-8")
         wanted |= set(re.findall(r'^init\w* = "models/([^"]+)"', text, flags=re.MULTILINE))
     assert wanted and all(f"`{name}`" in section for name in wanted), "where every starting file is to be had"
+
+
+def test_configs_stages_and_files_of_strsr_exist() -> None:
+    section = README.partition("### Training StrSR")[2].partition("\n### ")[0]
+    names = set(re.findall(r"`(strsr-[a-z0-9-]+)`", section))
+    assert names == {name for name in published() if name.startswith("strsr-")}
+    assert {f"tiny-{name}" for name in names} <= set(published()), "a tiny twin of each"
+    one, two = (command for command in COMMANDS if command[2].startswith("strsr-"))
+    assert f"start_from={one[one.index('--out') + 1]}" in two, "stage 2 goes on with what stage 1 writes"
+    files = [*CLIP_FILES, VGG16_FILE, LPIPS_FILE, VGG19_FILE]
+    assert all(f"`{name}`" in section for name in files), "under what names files are looked for"

@@ -15,7 +15,7 @@ from ..weights import MissingModelError, find_model, load_into, load_state_dict
 from .clip_heads import HEAD_CHANNELS, CriticHeads
 
 CLIP_NAME = "convnext_xxlarge"
-CLIP_FILE = "open_clip_pytorch_model.bin"
+CLIP_FILES = ("open_clip_pytorch_model.bin", "open_clip_model.safetensors")  # as its authors publish it, either will do
 CLIP_REPOSITORY = "laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-soup"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -127,28 +127,32 @@ def tiny_clip_critic(hidden: int = 16, embedding: int = 32) -> ClipCritic:
     return _assemble(trunk, nn.Identity(), embedding, hidden)
 
 
-def find_clip(name: str | Path = CLIP_FILE, folders: Iterable[str | Path] = ()) -> Path:
-    """Where OpenCLIP's weights lie.
+def find_clip(name: str | Path = "", folders: Iterable[str | Path] = ()) -> Path:
+    """Where OpenCLIP's weights lie; without a name the first of `CLIP_FILES` that is there.
 
     Raises:
         MissingModelError: not there; the message says where to get it.
     """
-    try:
-        return find_model(name, folders)
-    except MissingModelError as error:
-        where = f"https://huggingface.co/{CLIP_REPOSITORY}: {CLIP_FILE} or open_clip_model.safetensors"
-        raise MissingModelError(f"{error} (the critic's backbone, {where})") from error
+    folders = list(folders)
+    missing: list[MissingModelError] = []
+    for candidate in (name,) if name else CLIP_FILES:
+        try:
+            return find_model(candidate, folders)
+        except MissingModelError as error:
+            missing.append(error)
+    where = f"https://huggingface.co/{CLIP_REPOSITORY}: {' or '.join(CLIP_FILES)}"
+    raise MissingModelError(f"{missing[0]} (the critic's backbone, {where})") from missing[0]
 
 
 def load_clip_critic(
-    name: str | Path = CLIP_FILE, folders: Iterable[str | Path] = (), architecture: str = CLIP_NAME, hidden: int = HEAD_CHANNELS
+    name: str | Path = "", folders: Iterable[str | Path] = (), architecture: str = CLIP_NAME, hidden: int = HEAD_CHANNELS
 ) -> ClipCritic:
     """The critic with CLIP's weights: frozen backbone in float32, freshly initialised heads.
 
     Only the image tower is built and read; the text tower's entries in the file are left alone.
 
     Args:
-        name: weight file of open_clip (.bin or .safetensors): a path, or a name in one of `folders`.
+        name: weight file of open_clip (.bin or .safetensors): a path, or a name in one of `folders`; empty: one of `CLIP_FILES`.
         folders: model folders to search.
         architecture: open_clip's name of the model.
         hidden: width of the heads.

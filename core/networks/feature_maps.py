@@ -16,7 +16,6 @@ from ..losses.perceptual import VGG19_FILE, VGG19Features, find_vgg19, load_vgg1
 from ..weights import WeightsError, find_model, load_state_dict, read_info
 from .autoencoder import AutoEncoder, load_autoencoder, unshuffle_by_twos
 from .clip_critic import (
-    CLIP_FILE,
     CLIP_NAME,
     MINIMUM_PX,
     ClipCritic,
@@ -179,7 +178,7 @@ def open_features(
     if kind == "vgg19":
         found = VGGMaps(VGG19Features() if name == RANDOM else load_vgg19(name or VGG19_FILE, folders))
     elif kind == "clip":
-        critic = tiny_clip_critic() if name == RANDOM else load_clip_critic(name or CLIP_FILE, folders, architecture)
+        critic = tiny_clip_critic() if name == RANDOM else load_clip_critic(name, folders, architecture)
         widths: list[int] = [cast(Any, head).conv_in.in_channels for head in critic.heads.maps]
         embedding: int = cast(Any, critic.heads.embedding).linear_in.in_features
         found = ClipMaps(cast(FrozenFeatures, critic.features), (*widths, embedding))
@@ -237,7 +236,7 @@ def find_features(kind: str, name: str | Path = "", folders: Iterable[str | Path
         return None
     if kind == "network":
         return _find_network(name, folders)[0]
-    path = find_vgg19(name or VGG19_FILE, folders) if kind == "vgg19" else find_clip(name or CLIP_FILE, folders)
+    path = find_vgg19(name or VGG19_FILE, folders) if kind == "vgg19" else find_clip(name, folders)
     if path.suffix == ".safetensors":
         read_info(path)
     elif not zipfile.is_zipfile(path):  # an archive that was cut off has no table of contents; older pickles have none at all

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from alignsr.core.compat import import_third_party
 from alignsr.core.losses.relativistic import approximate_r1, r1_noise, ragan_critic_loss, ragan_generator_loss
-from alignsr.core.networks.clip_critic import ClipCritic, load_clip_critic, tiny_clip_critic
+from alignsr.core.networks.clip_critic import ClipCritic, find_clip, load_clip_critic, tiny_clip_critic
 from alignsr.core.networks.clip_heads import Blur, ConvHead, CriticHeads, EmbeddingHead
+from alignsr.core.networks.feature_maps import find_features
 from alignsr.core.weights import MissingModelError, WeightsError
 
 CHANNELS = (384, 768, 1536, 1024)
@@ -162,6 +163,15 @@ class TestLoading:
         assert torch.allclose(found[3], wanted, atol=1e-6)
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found[:3], maps[:3], strict=True))
         assert [tuple(level.shape) for level in critic(x)] == [(1, 8, 10), (1, 4, 5), (1, 2, 2), (1, 1)]
+
+    @pytest.mark.parametrize("file", ["open_clip_pytorch_model.bin", "open_clip_model.safetensors"])
+    def test_both_published_names_are_found_without_being_named(self, file: str, tmp_path: Path) -> None:
+        if file.endswith(".bin"):
+            torch.save({"a": torch.zeros(1)}, tmp_path / file)
+        else:
+            save_file({"a": torch.zeros(1)}, tmp_path / file)
+        for found in (find_clip(folders=[tmp_path]), find_features("clip", "", [tmp_path])):
+            assert found == tmp_path / file
 
     def test_full_size_on_the_meta_device(self) -> None:
         from alignsr.core.networks.clip_critic import _image_tower
