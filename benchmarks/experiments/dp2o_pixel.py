@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pictures", type=int, default=64, help="that candidates are sampled of")
     parser.add_argument("--candidates", type=int, default=16, help="M")
     parser.add_argument("--side", type=int, default=64, help="of patches and of the middles of test pictures, in px")
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="only these")
     parser.add_argument("--sets", nargs="+", default=["set5", "set14"], help="what is measured on")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the config of every training")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from workflow_helpers import (
+    TINY_DP2O,
     TINY_MULTI_STEP,
     TINY_STRSR,
     TINY_STRSR_TRAINERS,
@@ -44,6 +45,13 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {  # workflow -> node id -> inputs
     "upscale-image": {"1": {"image": "colour.png"}},
     "upscale-with-aesop": {"1": {"image": "colour.png"}},
     **{name: {"1": {"image": "colour.png"}, **nodes} for name, nodes in TINY_MULTI_STEP.items()},
+    **{
+        name: {
+            key: inputs | ({"data_folder": "photos"} if "candidates" in inputs.get("config", "") else {})
+            for key, inputs in nodes.items()
+        }
+        for name, nodes in TINY_DP2O.items()
+    },
     "upscale-with-strsr-flux": {"1": {"image": "colour.png"}, **TINY_STRSR},
     "upscale-with-strsr-z": {"1": {"image": "colour.png"}, **TINY_STRSR},
     "spectral-comparison": {"1": {"image": "wide.png"}},
