@@ -38,6 +38,7 @@ BENCHMARKS = {
     "scoring": Benchmark("scoring.py", "candidates scored per second, batched per metric, beside a loop picture by picture"),
     "candidates": Benchmark("candidates.py", "candidates sampled per minute by the models of DP2O-SR"),
     "candidates-kills": Benchmark("candidates_kills.py", "pipeline A killed at random moments: the same files?", "--kills N"),
+    "preference-memory": Benchmark("preference_memory.py", "memory of policy and reference of DP2O-SR beside two full copies"),
     "bundled-models": Benchmark("bundled_models.py", "PSNR and SSIM of each bundled model against bicubic", "--data DIR"),
 }
 BENCHMARK_FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
