@@ -335,3 +335,17 @@ def test_ablations_change_one_thing():
         uniform, best = (load_config(f"{name}-ablation-{kind}")[1] for kind in ("uniform", "best-worst"))
         assert replace(uniform, name=name, data=replace(uniform.data, weights="hpo")) == whole
         assert replace(best, name=name, data=replace(best.data, picks=0)) == whole
+
+
+NARROW = [(*CASES[k], bits) for k, bits in ((0, "bf16"), (3, "bf16"), (5, "bf16"), (4, "4bit"))]
+
+
+@pytest.mark.parametrize(("name", "sets", "precision"), NARROW, ids=["sd2", "flux", "flux lora", "flux-lora, 4 bits"])
+def test_a_backbone_of_few_bits_starts_equal_and_learns(name, sets, precision, runs, controls, tmp_path):
+    """As on a GPU: the frozen network in 16 or 4 bits, what is trained in float32; equal models answer equally, bit for bit."""
+    sets = {**sets, **FOUR, "model__precision": precision, "guard__pictures": 1, "guard__every": 4}
+    log = recipe.train(light(name, runs, controls, **sets, run__log_every=1), tmp_path / "run").logs
+    assert log[0]["margin"] == log[0]["delta"] == 0 and log[0]["policy_chosen"] == log[0]["reference_chosen"]
+    assert log[-1]["margin"] != 0 and math.isfinite(log[-1]["probe_reward"])
+    kinds = {p.dtype for p in recipe.open_policy(light(name, runs, controls, **sets)).part.parameters()}
+    assert kinds == {torch.float32}
