@@ -2,10 +2,12 @@
 
 python benchmarks/bundled_models.py --data DIR [--json FILE]
 
-DIR holds set5/ and set14/, each with hr/ and lr_x4/ (the benchmarks' own low-resolution files). Two tables: PSNR-Y and SSIM-Y on
+DIR holds set5/ and set14/, each with hr/ and lr_x4/ (the benchmarks' own low-resolution files). Tables: PSNR-Y and SSIM-Y on
 clean bicubic input, and PSNR-Y on Set14 degraded with the realesrgan preset (mean over five fixed seeds), both scored against the
 plain ground truth, 8-bit rounded, border of 4 px cropped. For the transformer also the periodic-energy score against the ground
-truth's (1 means no more 8- or 16-pixel grid than a photograph has).
+truth's (1 means no more 8- or 16-pixel grid than a photograph has). Models that are sampled from noise have a table of their own:
+PSNR-Y of single samples (mean over four seeds) and of the seeds' mean picture, and the seeds' standard deviation, on clean
+bicubic input and on the same pictures degraded with the preset that they were trained on.
 """
 
 import argparse
@@ -26,11 +28,13 @@ from alignsr.core.images import crop_to_multiple, quantize_8bit, to_rgb
 from alignsr.core.metrics import score
 from alignsr.core.resize import imresize
 from alignsr.core.restore import restore
+from alignsr.core.sampling import restore_multi_step
 from alignsr.core.spectral import periodic_energy_score
-from alignsr.core.weights import bundled_models
+from alignsr.core.weights import bundled_models, find_model, read_info
 
 SCALE = 4
 SEEDS = (0, 1, 2, 3, 4)
+SAMPLES = (0, 1, 2, 3)  # seeds of models that are sampled from noise
 Upscale = Callable[[Tensor], Tensor]
 
 
@@ -114,6 +118,33 @@ def degraded_rows(data: Path, methods: dict[str, Upscale]) -> list[dict[str, Any
     return rows
 
 
+def sampled_rows(data: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per model that is sampled from noise, set and kind of input."""
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        backbone: Any = load_backbone(name)
+        own = read_info(find_model(name))["config"]["data"]["degradation"]
+        for dataset in ("set5", "set14"):
+            for kind in ("clean", own):
+                sums = dict.fromkeys(("bicubic", "psnr_y", "ssim_y", "psnr_y_mean", "spread"), 0.0)
+                count = 0
+                for index, (gt, clean) in enumerate(pairs(data / dataset)):
+                    lq = clean if kind == "clean" else degrade(gt, kind, seeds=[index], scale=SCALE).lq
+                    with torch.inference_mode():
+                        found = [restore_multi_step(backbone, lq, scale=SCALE, seeds=s, color_fix="none").sr for s in SAMPLES]
+                    plain = quantize_8bit(imresize(lq, SCALE).clamp(0, 1))
+                    sums["bicubic"] += float(score("psnr_y", plain, gt, scale=SCALE))
+                    for metric in ("psnr_y", "ssim_y"):
+                        each = [float(score(metric, quantize_8bit(sr), gt, scale=SCALE)) for sr in found]
+                        sums[metric] += statistics.fmean(each)
+                    sums["psnr_y_mean"] += float(score("psnr_y", quantize_8bit(sum(found) / len(found)), gt, scale=SCALE))
+                    sums["spread"] += float(torch.cat(found).std(0).mean())
+                    count += 1
+                row = {key: value / count for key, value in sums.items()}
+                rows.append({"set": dataset, "input": kind, "method": name, "images": count, "seeds": len(SAMPLES), **row})
+    return rows
+
+
 def markdown(rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str]]) -> str:
     """The rows as a Markdown table; columns are (key, format)."""
     lines = ["| " + " | ".join(key for key, _ in columns) + " |", "|" + " --- |" * len(columns)]
@@ -127,7 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", nargs="*", default=list(bundled_models()), help="bundled names or weight files")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args(argv)
-    methods = upscalers(options.models)
+    from_noise = [name for name in options.models if load_backbone(name).spec.sampling is not None]
+    methods = upscalers([name for name in options.models if name not in from_noise])
     clean = clean_rows(options.data, methods)
     real = degraded_rows(options.data, {name: run for name, run in methods.items() if not name.startswith("pixel")})
     number = ".2f"
@@ -147,8 +179,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print()
     print(markdown(real, [("set", ""), ("method", ""), ("images", ""), ("psnr_y", number)]))
+    sampled = sampled_rows(options.data, from_noise)
+    print()
+    shown = [(key, number) for key in ("bicubic", "psnr_y", "psnr_y_mean")]
+    print(markdown(sampled, [("set", ""), ("input", ""), ("method", ""), ("seeds", ""), *shown, ("spread", ".4f")]))
     if options.json:
-        options.json.write_text(json.dumps({"clean": clean, "degraded": real}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"clean": clean, "degraded": real, "sampled": sampled}, indent=2) + "\n")
     return 0
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from alignsr.core.backbones import load_backbone
 from alignsr.core.resize import bicubic
 from alignsr.core.restore import move, restore
-from alignsr.core.weights import bundled_models
+from alignsr.core.weights import single_pass_models
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lq = photograph(options.side).to(device)
     size = (options.side * options.scale, options.side * options.scale)
     rows: dict[str, dict[str, Any]] = {"bicubic": {"parameters": 0, **measure(lambda: bicubic(lq, size), device, options.rounds)}}
-    for name in options.model or bundled_models():
+    for name in options.model or single_pass_models():
         backbone = move(load_backbone(name), device, DTYPES[options.precision])
 
         def run(backbone: Any = backbone) -> Tensor:

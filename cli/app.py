@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import adapters, candidates, images, information, jobs, measure, published, rounds, task, user_study
+from . import adapters, artefacts, candidates, images, information, jobs, measure, published, rounds, task, user_study
 from .command import Command
 from .terminal import OK, STOPPED, WRONG, complain, say
 
@@ -57,6 +57,7 @@ app.add_typer(user_study.user_study, name="user-study")
 app.command("published", cls=Command)(published.published)
 app.command("run", cls=Command)(jobs.run)
 app.command("train", cls=Command)(jobs.train)
+app.command("artefacts", cls=Command)(artefacts.artefacts)
 app.command("candidates", cls=Command)(candidates.candidates)
 app.command("study", cls=Command)(candidates.study)
 app.command("seeds", cls=Command)(candidates.seeds)

@@ -1,4 +1,4 @@
-"""`alignsr demo`: one real photograph through every bundled model, with a side-by-side picture and a report."""
+"""`alignsr demo`: one real photograph through the bundled models of a single pass, with a side-by-side picture and a report."""
 
 import platform
 import time
@@ -49,7 +49,7 @@ def run_demo(image: Path | None, out: Path, names: Sequence[str], tile_px: int, 
     from ..core.pictures import side_by_side
     from ..core.resize import bicubic
     from ..core.restore import move
-    from ..core.weights import MissingModelError, bundled_models, write_atomic
+    from ..core.weights import MissingModelError, single_pass_models, write_atomic
 
     check_writable(out)
     picture, name, origin = photograph(image)
@@ -57,7 +57,7 @@ def run_demo(image: Path | None, out: Path, names: Sequence[str], tile_px: int, 
     if cropped:
         say(f"large picture: the demo takes its centre ({MAX_SIDE_PX} px); `alignsr upscale` takes all of it", quiet)
     height, width = picture.pixels.shape[-2:]
-    chosen = list(names) or list(bundled_models())
+    chosen = list(names) or single_pass_models()
     if not chosen:
         raise MissingModelError("model: expected bundled models in core/assets, found none; name one with --model")
     files = [find_weights(model) for model in chosen]  # a wrong name is told before the first model works

@@ -215,7 +215,10 @@ def _like(told: Conditioning | None, like: Tensor) -> Conditioning | None:
 def _level(backbone: Backbone, sigma: float | None) -> float:
     level = backbone.spec.start_sigma if sigma is None else check_range(sigma, "sigma", 1e-6, 1.0)
     if level is None:
-        raise ValueError(f"sigma: expected a noise level, {backbone.spec.name} has no default; pass one in (0, 1]")
+        raise ValueError(
+            f"sigma: expected a noise level, {backbone.spec.name} has no default; pass one in (0, 1], or sample it "
+            "from noise, with restore_multi_step or Multi-Step SR"
+        )
     return level
 
 

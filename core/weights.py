@@ -239,6 +239,11 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     module.load_state_dict(dict(state), strict=True)
 
 
+def single_pass_models() -> list[str]:
+    """The bundled models that restore in one pass; the others are sampled from noise."""
+    return [name for name, path in bundled_models().items() if not read_info(path).get("options", {}).get("sampling_steps")]
+
+
 def bundled_models() -> dict[str, Path]:
     """name -> path of the models that ship with the package."""
     return {path.stem: path for path in sorted(ASSETS.glob("*.safetensors"))}

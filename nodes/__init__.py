@@ -25,6 +25,7 @@ from .seeds import CompareSeeds
 from .sobolev import SobolevNorm
 from .train import TrainSRNetwork
 from .train_dpo import PerceptualDPOTrainer
+from .train_flow import AdversaryTrainer, ArtefactFolder, SFTTrainer
 from .train_one_step import OneStepTrainer
 from .train_perceptual import TrainAutoEncoder, TrainPerceptualSR
 from .train_sobolev import SobolevDPOTrainer
@@ -80,6 +81,9 @@ NODES: dict[type, str] = {
     PerturbationViewer: "Perturbation Viewer",
     PerceptualDPOTrainer: "Perceptual DPO Trainer",
     CompareSeeds: "Compare Seeds",
+    SFTTrainer: "SFT Trainer",
+    AdversaryTrainer: "Adversary Trainer",
+    ArtefactFolder: "Artefact Folder",
 }
 NODE_CLASS_MAPPINGS: dict[str, type] = {f"{PREFIX}{node.__name__}": node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {f"{PREFIX}{node.__name__}": f"{title} (AlignSR)" for node, title in NODES.items()}

@@ -100,7 +100,8 @@ class LoadSRModel:
                     {
                         "tooltip": "Bundled: lite-x4 (clean pictures), pixel-x4 (one-step transformer, clean pictures), "
                         "lite-real-x4 "
-                        "(blurred, noisy, compressed pictures). Own files: put them into models/alignsr or "
+                        "(blurred, noisy, compressed pictures), pixel-flow-x4 (for Multi-Step SR: every seed another result). "
+                        "Own files: put them into models/alignsr or "
                         "models/upscale_models."
                     },
                 ),

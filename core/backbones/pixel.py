@@ -148,6 +148,7 @@ class PixelBackbone:
         network_options = {key: value for key, value in self.options.items() if key not in _OF_BACKBONE}
         self.network = PixelTransformer(**network_options)
         patch, steps = int(self.options["patch_px"]), int(self.options["sampling_steps"])
+        is_flow = float(self.options["residual_std"]) > 0  # made for many steps: one step from the input means nothing
         self.spec = BackboneSpec(
             name=name,
             kind="flow",
@@ -155,8 +156,8 @@ class PixelBackbone:
             size_multiple=patch,
             tile_px=512,
             overlap_px=64,
-            start_sigma=float(self.options["start_sigma"]),
-            step_length=float(self.options["step_length"]) or None,
+            start_sigma=None if is_flow else float(self.options["start_sigma"]),
+            step_length=None if is_flow else float(self.options["step_length"]) or None,
             latent_channels=3,
             latent_stride=1,
             conditioning_dim=int(self.options["conditioning_dim"]),

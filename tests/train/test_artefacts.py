@@ -1,5 +1,6 @@
 """Folders of other methods' outputs: what is checked before training, and what samples are made of them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,18 @@ def test_real_outputs_of_three_methods() -> None:
     up = bicubic(batch.lq, (128, 128))
     near, mirrored = ((image - batch.gt).square().mean((1, 2, 3)) for image in (up, up.flip(-1)))
     assert bool((near < mirrored).all())
+
+
+def test_the_command_says_what_a_folder_holds_and_what_is_wrong(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from alignsr.cli import main
+
+    assert main(["artefacts", str(folder), "--method", "smooth", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["names"] == [f"picture_{i}" for i in range(4)]
+    assert main(["artefacts", str(folder)]) == 0
+    assert "4 pictures by rough, smooth" in capsys.readouterr().err
+    make_artefacts(tmp_path, count=2)
+    (tmp_path / "rough" / "picture_0.png").unlink()
+    assert main(["artefacts", str(tmp_path)]) == 1
+    assert "rough/ lacks picture_0 (1 of 2)" in capsys.readouterr().err

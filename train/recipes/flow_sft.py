@@ -288,7 +288,7 @@ def save_model(config: FlowSftConfig, model: FlowModel, part: nn.Module, path: P
             "role": "supervised" if model.adapter == SFT else "adversary",
             "config": to_mapping(config),
         }
-        return save_trained(trainee, model.adapter, path, info, config.model.save_dtype, with_reference=False, full=model.full)
+        return save_trained(trainee, model.adapter, path, info, config.model.save_dtype, full=model.full)
 
 
 __all__ = [
