@@ -12,7 +12,8 @@ with the negative made by an adversary, an adapter on the same model that has le
 that of `core.losses.preference`, the norm that of `core.sobolev`; reference, policy and adversary are adapters on one network.
 
 Trained beside it with the same pictures and steps: plain supervised fine-tuning, L = E(x, ground truth), for both norms; and
-pairs weighed by their gap (DP2O-SR's weights inside AS-DPO). Measured: see asasr_pixel.py, here on bicubic inputs and whole
+pairs weighed by their gap (DP2O-SR's weights inside AS-DPO); and the winner's energy as an anchor (weight 100), since without one
+nothing stops x from going on along ground truth minus negative: the logit is linear in it. Measured: see asasr_pixel.py, here on bicubic inputs and whole
 pictures.
 """
 
@@ -45,18 +46,21 @@ from alignsr.train.data import PairData
 from alignsr.train.multi_step import adapted_network
 from alignsr.train.negatives import gap_weights
 
-MODEL, PATCH, BATCH, RANK, KAPPA = "pixel-x4", 96, 8, 16, 2000.0
+MODEL, PATCH, BATCH, RANK, KAPPA, ANCHOR = "pixel-x4", 96, 8, 16, 2000.0, 100.0
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "time_embed.linear", "proj_out")
-RATES = {"adversary": 1e-3, "policy": 2e-4}
+RATES = {"adversary": 1e-3, "policy": 3e-5}
 START = "pixel-x4, the start"
 AS_15, AS_0, GAP = "AS-DPO, s = 1.5", "AS-DPO, s = 0", "AS-DPO, s = 1.5, by gap"
+ANCHORED = "AS-DPO, s = 1.5, anchored"
 SFT_15, SFT_0 = "supervised, s = 1.5", "supervised, s = 0"
-METHODS = (AS_15, AS_0, SFT_15, SFT_0, GAP)
+METHODS = (AS_15, AS_0, ANCHORED, GAP, SFT_15, SFT_0)
 CLAIMS = (
     ("Sobolev against Euclidean", "psnr_y", AS_15, AS_0),
     ("Sobolev against Euclidean", "high", AS_15, AS_0),
     ("Sobolev against Euclidean", "lsd", AS_15, AS_0),
     ("against the start", "psnr_y", AS_15, START),
+    ("anchored, against the start", "psnr_y", ANCHORED, START),
+    ("anchored against not", "psnr_y", ANCHORED, AS_15),
     ("against supervised training", "psnr_y", AS_15, SFT_0),
     ("against supervised training", "lsd", AS_15, SFT_0),
     ("weighed by gap against uniform", "psnr_y", GAP, AS_15),
@@ -121,7 +125,8 @@ def add_policy(backbone: Any, stack: AdapterStack, method: str, data: PairData, 
             *(norm.energy(x - y) for x, y in ((after, gt), (after, negative), (before, gt), (before, negative)))
         )
         weights = gap_weights(norm.energy(negative - gt)) if method == GAP else None
-        return preference_terms(energies, logit_scale=KAPPA, weights=weights).total().mean()
+        anchor = ANCHOR if method == ANCHORED else 0.0
+        return preference_terms(energies, logit_scale=KAPPA, weights=weights, winner_anchor=anchor).total().mean()
 
     optimize(stack, name, steps, loss_of)
     stack.use(name)
