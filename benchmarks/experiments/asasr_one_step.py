@@ -11,10 +11,10 @@ Preferences then compare what that picture is near to,
 with the negative made by an adversary, an adapter on the same model that has learned to restore as other methods do. The loss is
 that of `core.losses.preference`, the norm that of `core.sobolev`; reference, policy and adversary are adapters on one network.
 
-Trained beside it with the same pictures and steps: plain supervised fine-tuning, L = E(x, ground truth), for both norms; and
-pairs weighed by their gap (DP2O-SR's weights inside AS-DPO); and the winner's energy as an anchor (weight 100), since without one
-nothing stops x from going on along ground truth minus negative: the logit is linear in it. Measured: see asasr_pixel.py, here on bicubic inputs and whole
-pictures.
+Trained beside it with the same pictures and steps: plain supervised fine-tuning, L = E(x, ground truth), for both norms; pairs
+weighed by their gap (DP2O-SR's weights inside AS-DPO); and the winner's energy as an anchor (weight 100), since without one
+nothing stops x from going on along ground truth minus negative: the logit is linear in it. Measured: see asasr_pixel.py, here on
+bicubic inputs and whole pictures.
 """
 
 import argparse

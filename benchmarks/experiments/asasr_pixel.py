@@ -1,7 +1,7 @@
 """ASASR's directions on a real model and real pictures: preferences on pixel-flow-x4, three seeds, Set5 and Set14.
 
 python benchmarks/experiments/asasr_pixel.py --data DIR --out RUNS [--gan WEIGHTS] [--seeds 0 1 2] [--methods ...]
-    [--json FILE] [--picture FILE]
+    [--steps 200] [--adversary-steps 300] [--json FILE] [--picture FILE]
 
 Per seed: an adversary (recipe `flow_sft` on artefacts, an adapter on pixel-flow-x4) learns to restore as ESRGAN, RealSR-JPEG and
 BSRGAN did RealSRSet's pictures and, with --gan, as a GAN-trained model of ours does BSDS500's; then policies are trained with the
@@ -140,11 +140,16 @@ def measure(weights: str | Path, pairs: Sequence[tuple[Tensor, Tensor]]) -> dict
 
 def train(seed: int, options: argparse.Namespace, folders: Sequence[str]) -> dict[str, Path]:
     """Method -> weights."""
-    seeded = [f"run.seed={seed}", *options.set]
+    seeded = [f"run.seed={seed}", f"run.steps={options.steps}", *options.set]
     name = f"adversary-{seed}"
     adversary = trained(
         HERE / "asasr_adversary.toml",
-        [f'name="{name}"', f"artefacts.folders={json.dumps(list(folders))}", f"run.seed={seed}"],
+        [
+            f'name="{name}"',
+            f"artefacts.folders={json.dumps(list(folders))}",
+            f"run.seed={seed}",
+            f"run.steps={options.adversary_steps}",
+        ],
         options.out / name,
     )
     file = json.dumps(str(adversary.with_name(f"{adversary.stem}-adapter.safetensors")))
@@ -220,6 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the trainings")
     parser.add_argument("--gan", type=Path, help="a GAN-trained model of ours, as strsr.py makes: stage1-l1-gan-0.safetensors")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=200, help="of each policy")
+    parser.add_argument("--adversary-steps", type=int, default=300)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="only these")
     parser.add_argument("--sets", nargs="+", default=["set5", "set14"], help="what is measured on")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the config of every policy")
