@@ -1,6 +1,6 @@
 """AS-DPO on a one-step model, a step that none of the papers took: the bundled pixel-x4, three seeds, Set5 and Set14.
 
-python benchmarks/experiments/asasr_one_step.py --data DIR --out RUNS [--gan WEIGHTS] [--seeds 0 1 2] [--steps 200]
+python benchmarks/experiments/asasr_one_step.py --data DIR --out RUNS [--gan WEIGHTS] [--seeds 0 1 2] [--steps 120]
     [--json FILE]
 
 A one-step model has no noise and no time to share between winner and loser: it makes one picture x(lq) for each input.
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for results")
     parser.add_argument("--gan", type=Path, help="a GAN-trained model of ours, see asasr_pixel.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=200, help="of the adversary and of each policy")
+    parser.add_argument("--steps", type=int, default=120, help="of the adversary and of each policy")
     parser.add_argument("--sets", nargs="+", default=["set5", "set14"], help="what is measured on")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args(argv)

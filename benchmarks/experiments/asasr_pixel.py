@@ -1,7 +1,7 @@
 """ASASR's directions on a real model and real pictures: preferences on pixel-flow-x4, three seeds, Set5 and Set14.
 
 python benchmarks/experiments/asasr_pixel.py --data DIR --out RUNS [--gan WEIGHTS] [--seeds 0 1 2] [--methods ...]
-    [--steps 200] [--adversary-steps 300] [--json FILE] [--picture FILE]
+    [--steps 100] [--adversary-steps 300] [--json FILE] [--picture FILE]
 
 Per seed: an adversary (recipe `flow_sft` on artefacts, an adapter on pixel-flow-x4) learns to restore as ESRGAN, RealSR-JPEG and
 BSRGAN did RealSRSet's pictures and, with --gan, as a GAN-trained model of ours does BSDS500's; then policies are trained with the
@@ -213,7 +213,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axis.grid(alpha=0.25)
     axes[0].set_yticks(range(len(methods)), methods, fontsize=8)
     axes[0].invert_yaxis()
-    figure.suptitle("pixel-flow-x4 after 200 steps of preferences, Set5 and Set14, one point per seed", fontsize=10)
+    figure.suptitle("pixel-flow-x4 after preferences, Set5 and Set14, one point per seed", fontsize=10)
     figure.tight_layout()
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
     plt.close(figure)
@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the trainings")
     parser.add_argument("--gan", type=Path, help="a GAN-trained model of ours, as strsr.py makes: stage1-l1-gan-0.safetensors")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=200, help="of each policy")
+    parser.add_argument("--steps", type=int, default=100, help="of each policy")
     parser.add_argument("--adversary-steps", type=int, default=300)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="only these")
     parser.add_argument("--sets", nargs="+", default=["set5", "set14"], help="what is measured on")
