@@ -4,20 +4,24 @@ import importlib.util
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
+from artefact_helpers import make_artefacts
 from multi_step_helpers import write_asasr
 from node_helpers import picture, save_tiny_autoencoder, save_tiny_network, save_tiny_pixel
 from PIL import Image
 from strsr_helpers import write_adapters
 from train_helpers import make_pictures
 from workflow_helpers import (
+    TINY_ASASR,
     TINY_DP2O,
     TINY_MULTI_STEP,
     TINY_STRSR_TRAINERS,
     TINY_TRAINERS,
     as_sets,
     three_stages,
+    tiny_asasr_training,
     tiny_sets,
     tiny_strsr_sets,
     tiny_strsr_training,
@@ -36,8 +40,16 @@ from paths import ROOT
 
 FOLDER = ROOT / "workflows"
 NAMES = (
-    *("aesop-ablation", "compare-dp2o", "degrade-restore-score", "evaluate-folders", "pretrain-aesop-autoencoder"),
-    *("sample-score-curate", "spectral-comparison", "strsr-ablation", "train-aesop", "train-aesop-real-world", "train-dp2o"),
+    *(
+        "aesop-ablation",
+        "asasr-ablation",
+        "compare-dp2o",
+        "degrade-restore-score",
+        "evaluate-folders",
+        "pretrain-aesop-autoencoder",
+    ),
+    *("sample-score-curate", "spectral-comparison", "strsr-ablation", "train-aesop", "train-aesop-real-world"),
+    *("train-asasr", "train-asasr-adversary", "train-asasr-preferences", "train-asasr-sft", "train-dp2o"),
     *("train-small-network", "train-strsr", "upscale-folder"),
     *("upscale-image", "upscale-with-aesop", "upscale-with-asasr", "upscale-with-dp2o-flux", "upscale-with-dp2o-sd2"),
     *("upscale-with-strsr-flux", "upscale-with-strsr-z", "view-autoencoder"),
@@ -47,6 +59,10 @@ SMALL = {
     **{
         name: as_sets(tiny_strsr_training(name, json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))))
         for name in TINY_STRSR_TRAINERS
+    },
+    **{
+        name: as_sets(tiny_asasr_training(name, json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))))
+        for name in TINY_ASASR
     },
     **{name: as_sets(nodes) for name, nodes in (TINY_MULTI_STEP | TINY_DP2O).items()},
     "evaluate-folders": ["2.metrics=psnr_y, lr_psnr, ae_psnr"],
@@ -88,6 +104,7 @@ def inputs(tmp_path_factory):
     (folder / "photos" / "broken.png").write_bytes(b"no picture")
     for name in ("training-pictures", "Set14", "results/Set14-LDL", "results/Set14-AESOP"):
         make_pictures(folder / name)
+    make_artefacts(folder / "artefacts")
     for path in (folder / "results" / "Set14-LDL").iterdir():
         Image.open(path).point(lambda value: value // 2).save(path)
     return folder
@@ -286,7 +303,7 @@ def test_templates_name_only_what_every_list_has():
 
 
 TWICE = [
-    name for name in NAMES if name not in (*TINY_TRAINERS, *TINY_STRSR_TRAINERS, "train-dp2o", "compare-dp2o")
+    name for name in NAMES if name not in (*TINY_TRAINERS, *TINY_STRSR_TRAINERS, "train-dp2o", "compare-dp2o", *TINY_ASASR)
 ]  # the two forms are equal by the tests above; training takes time
 
 
@@ -343,6 +360,8 @@ def test_runs_headless(name, form, tiny, tmp_path):
         assert facts["backbone"] == f"tiny {kind}" and facts["mode"] == "best" and facts["tiles"] == 9
     elif name in TINY_MULTI_STEP:
         check_multi_step(name, result, written)
+    elif name in TINY_ASASR:
+        check_asasr(name, written, tmp_path / "out")
     elif name in TINY_STRSR_TRAINERS:
         check_strsr(name, result, written, tmp_path / "out")
     else:
@@ -356,6 +375,30 @@ def check_multi_step(name, result, written):
     facts = json.loads(result.outputs["11" if name == "upscale-with-asasr" else "9"]["text"][0])
     wanted = {"asasr": ("euler", 3.5), "dp2o-flux1": ("euler", 2.5), "dp2o-sd2": ("ddpm", 3.5)}[end]
     assert (facts["sampler"], facts["guidance"]) == wanted and facts["tiles"] == 9 and facts["color_fix"] == "adain"
+
+
+def check_asasr(name, written, out):
+    """What was trained, and on what: every stage starts from the files of those before it."""
+    trained = {file.stem: weights.read_info(file) for file in out.rglob("*.safetensors") if not file.stem.startswith("state")}
+    stages = {"sft": {"my-sft"}, "adversary": {"my-adversary"}, "preferences": {"my-asasr", "my-asasr-with-sft"}}
+    runs = set().union(*stages.values()) if name == "train-asasr" else stages.get(name.removeprefix("train-asasr-"), set())
+    if name == "asasr-ablation":
+        runs = {"my-sft", "my-adversary", *(f"asasr-ablation-{m}{end}" for m in (1, 2, 3) for end in ("", "-with-sft"))}
+        record = read(out / "alignsr" / "asasr-ablation_00001_.json")
+        rows = [image["name"] for image in record["scores"]["images"]]
+        titles = ["Sobolev and adversary", "Euclidean and adversary", "Sobolev and input as loser", "supervised alone"]
+        assert rows == titles
+        configs = [trained[f"asasr-ablation-{m}"]["config"] for m in (1, 2, 3)]
+        assert [config["preference"]["order"] for config in configs] == [1.5, 0.0, 1.5]
+        assert [config["adversary"]["mode"] for config in configs] == ["mimic", "mimic", "lq"]
+    assert {stem for stem in trained if "_0000" not in stem} == runs
+    assert all(info["config"]["run"]["steps"] == 1 for stem, info in trained.items() if stem in runs and "config" in info)
+    if name == "train-asasr":
+        policy, adversary = trained["my-asasr"]["config"], trained["my-adversary"]["config"]
+        assert Path(policy["model"]["adapter"]).name == Path(adversary["model"]["adapter"]).name == "my-sft.safetensors"
+        assert Path(policy["adversary"]["adapter"]).name == "my-adversary.safetensors"
+        assert trained["my-asasr_00001_"]["rank"] == trained["my-asasr"]["rank"] + trained["my-sft"]["rank"]
+        assert "alignsr/my-asasr_00001_.png" in written
 
 
 def check_strsr(name, result, written, out):

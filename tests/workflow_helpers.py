@@ -46,6 +46,13 @@ TINY_DP2O: dict[str, dict[str, dict[str, Any]]] = {  # workflow -> node -> input
     "train-dp2o": {**_TINY_PAIRS, "6": {"steps": 2}, "8": {"panel_px": 100}},
     "compare-dp2o": {**_TINY_PAIRS, "5": _TINY_SEEDS, "6": _TINY_SEEDS},
 }
+TINY_ASASR: dict[str, str] = {  # workflow -> its comparison
+    "train-asasr-sft": "6",
+    "train-asasr-adversary": "6",
+    "train-asasr-preferences": "6",
+    "train-asasr": "10",
+    "asasr-ablation": "30",
+}
 TINY_DISCRIMINATOR = {"features": "network", "model_name": "random", "hidden": 8}
 TINY_FDL = {"features": "network", "features_file": "random", "projections": 4}
 ONE_STEP = "data.gt_patch_px=64\ndata.pair_pool=0\noptimizer.learning_rate=1e-3"
@@ -119,6 +126,25 @@ def tiny_strsr_training(
             kept = entry["inputs"]["overrides"].removeprefix("run.accumulation_steps=4")
             overrides = f"{SHORT}\n{ONE_STEP}{kept}"
             nodes[node_id] = {"config": f"tiny-{entry['inputs']['config']}", "overrides": overrides, "data_folder": data_folder}
+    return nodes
+
+
+def tiny_asasr_training(
+    workflow: str, graph: dict[str, Any], data_folder: str = "training-pictures"
+) -> dict[str, dict[str, Any]]:
+    """Node id -> inputs that make a training workflow of ASASR one step per stage of tiny networks."""
+    nodes: dict[str, dict[str, Any]] = {TINY_ASASR[workflow]: {"panel_px": 100}}
+    for node_id, entry in graph.items():
+        kind, given = entry["class_type"], entry["inputs"]
+        if kind in ("AlignSRSFTTrainer", "AlignSRAdversaryTrainer", "AlignSRSobolevDPOTrainer"):
+            nodes[node_id] = {"config": f"tiny-{given['config']}", "overrides": SHORT}
+            nodes[node_id] |= {"data_folder": data_folder} if "data_folder" in given else {}
+            if kind == "AlignSRAdversaryTrainer":
+                nodes[node_id]["overrides"] = f"{SHORT}\nartefacts.holdout=0"
+        elif kind == "AlignSRArtefactFolder":
+            nodes[node_id] = {"folder": "artefacts"}
+        elif kind == "AlignSRMultiStepSR":
+            nodes[node_id] = dict(_TINY_SAMPLING)
     return nodes
 
 
