@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from artefact_helpers import make_artefacts
 from multi_step_helpers import write_asasr
 from strsr_helpers import write_adapters
 
@@ -16,6 +17,7 @@ from comfyui.server import Server
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running = Server(tmp_path_factory.mktemp("comfyui"))
     write_pictures(running.base / "input")
+    make_artefacts(running.base / "input" / "artefacts")
     for name in NETWORK:
         write_model(running.base / "models" / "alignsr", name)
     write_adapters(running.base / "models")

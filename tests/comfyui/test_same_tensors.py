@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from workflow_helpers import (
+    TINY_ASASR,
     TINY_DP2O,
     TINY_MULTI_STEP,
     TINY_STRSR,
     TINY_STRSR_TRAINERS,
     TINY_TRAINERS,
     three_stages,
+    tiny_asasr_training,
     tiny_inputs,
     tiny_strsr_training,
 )
@@ -45,6 +47,12 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {  # workflow -> node id -> inputs
     "upscale-image": {"1": {"image": "colour.png"}},
     "upscale-with-aesop": {"1": {"image": "colour.png"}},
     **{name: {"1": {"image": "colour.png"}, **nodes} for name, nodes in TINY_MULTI_STEP.items()},
+    **{
+        name: tiny_asasr_training(
+            name, json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")), "photos"
+        )
+        for name in TINY_ASASR
+    },
     **{
         name: {
             key: inputs | ({"data_folder": "photos"} if "candidates" in inputs.get("config", "") else {})
