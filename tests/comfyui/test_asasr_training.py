@@ -20,14 +20,17 @@ LONG = f"{SHORT}\nrun.steps={STEPS}\noptimizer.learning_rate=1e-3\nschedule.warm
 
 def prompt_for(name: str) -> dict[str, Any]:
     return {
-        "1": node("AlignSRSFTTrainer", config="tiny-asasr-sft-flux", data_folder="photos", overrides=SHORT, out_name=f"{name}-sft"),
+        "1": node(
+            "AlignSRSFTTrainer", config="tiny-asasr-sft-flux", data_folder="photos", overrides=SHORT, out_name=f"{name}-sft",
+        ),
         "2": node("AlignSRArtefactFolder", folder="artefacts"),
         "3": node(
             "AlignSRAdversaryTrainer", config="tiny-asasr-adversary-flux", overrides=f"{SHORT}\nartefacts.holdout=0",
             out_name=f"{name}-adversary", sft=["1", 5], artefacts=["2", 0],
         ),
         POLICY: node(
-            "AlignSRSobolevDPOTrainer", config="tiny-asasr-flux", data_folder="photos", overrides=LONG, out_name=name, resume=True,
+            "AlignSRSobolevDPOTrainer", config="tiny-asasr-flux", data_folder="photos", overrides=LONG, out_name=name,
+            resume=True,
             sft=["1", 5], adversary=["3", 5], order=1.0,
         ),
         "5": node("LoadImage", image="wide.png"),
