@@ -41,7 +41,7 @@ def artefact_folder() -> dict[str, Any]:
 def train_sft() -> Graph:
     return {
         "1": sft_trainer(),
-        "2": node("AlignSRSaveLoRA", lora=["1", LORA], filename_prefix="alignsr/my-sft"),
+        "2": node("AlignSRSaveLoRA", lora=["1", LORA], filename_prefix="alignsr/my-sft-adapter"),
         "3": node("LoadImage", image=EXAMPLE),
         "4": restored(["1", MODEL], "3"),
         "5": node("SaveImage", images=["4", 0], filename_prefix="alignsr/my-sft"),
@@ -55,7 +55,7 @@ def train_adversary() -> Graph:
     return {
         "1": artefact_folder(),
         "2": adversary_trainer(None, ["1", 0], f'{ONE_GPU}\nmodel.adapter="{SFT_FILE}"'),
-        "3": node("AlignSRSaveLoRA", lora=["2", LORA], filename_prefix="alignsr/my-adversary"),
+        "3": node("AlignSRSaveLoRA", lora=["2", LORA], filename_prefix="alignsr/my-adversary-adapter"),
         "4": node("LoadImage", image=EXAMPLE),
         "5": restored(["2", MODEL], "4"),
         "6": node("AlignSRCompare", result=["5", 0], input=["4", 0], labels="input (bicubic), the adversary"),
@@ -69,7 +69,7 @@ def train_preferences() -> Graph:
     files = f'{ONE_GPU}\nmodel.adapter="{SFT_FILE}"\nadversary.adapter="{ADVERSARY_FILE}"'
     return {
         "1": policy_trainer(None, None, overrides=files),
-        "2": node("AlignSRSaveLoRA", lora=["1", JOINED], filename_prefix="alignsr/my-asasr"),
+        "2": node("AlignSRSaveLoRA", lora=["1", JOINED], filename_prefix="alignsr/my-asasr-adapter"),
         "3": node("LoadImage", image=EXAMPLE),
         "4": restored(["1", MODEL], "3"),
         "5": node("SaveImage", images=["4", 0], filename_prefix="alignsr/my-asasr"),
@@ -85,7 +85,7 @@ def train_asasr() -> Graph:
         "2": artefact_folder(),
         "3": adversary_trainer(["1", LORA], ["2", 0], title="Stage 2: adversary"),
         "4": policy_trainer(["1", LORA], ["3", LORA], "Stage 3: preferences"),
-        "5": node("AlignSRSaveLoRA", lora=["4", JOINED], filename_prefix="alignsr/my-asasr"),
+        "5": node("AlignSRSaveLoRA", lora=["4", JOINED], filename_prefix="alignsr/my-asasr-adapter"),
         "6": node("LoadImage", image=EXAMPLE),
         "7": restored(["1", MODEL], "6", "After stage 1"),
         "8": restored(["4", MODEL], "6", "After stage 3"),

@@ -1,5 +1,6 @@
 """The shipped workflows as plain descriptions: API-format graphs, each with the note that its template shows."""
 
+from asasr_graphs import ASASR_GRAPHS
 from dp2o_graphs import DP2O_GRAPHS
 from graph_parts import EXAMPLE, ONE_GPU, Graph, node
 from multi_step_graphs import MULTI_STEP_GRAPHS
@@ -367,6 +368,7 @@ GRAPHS: dict[str, tuple[Graph, str]] = {
     ),
     **STRSR_GRAPHS,
     **MULTI_STEP_GRAPHS,
+    **ASASR_GRAPHS,
     **DP2O_GRAPHS,
     "view-autoencoder": (
         view_autoencoder(),

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from asasr_graphs import ABLATION as ASASR_ABLATION
 from graph_parts import EXAMPLE
 from PIL import Image, ImageDraw
 from strsr_graphs import ABLATION as STRSR_ABLATION
@@ -339,6 +340,47 @@ def strsr_ablation(_: Path) -> Image.Image:
     return page
 
 
+def train_asasr(stage: int) -> Image.Image:
+    """The three stages of training, the one that a workflow holds in bold; 0: all of them."""
+    page = Image.new("RGB", THUMBNAIL_PX, PAPER)
+    draw = ImageDraw.Draw(page)
+    write(page, 20, 20, "ASASR: training" if not stage else f"ASASR: stage {stage} of 3", 24, bold=True)
+    stages = (
+        ("1  supervised", "learns to restore", "pictures"),
+        ("2  adversary", "learns others' artefacts", "results of other methods"),
+        ("3  preferences", "ground truth over adversary", "in a Sobolev norm"),
+    )
+    for row, (title, what, source) in enumerate(stages):
+        top, has = 76 + 92 * row, stage in (0, row + 1)
+        draw.rounded_rectangle((20, top, 492, top + 70), 8, fill=SHADE if has else PAPER, outline=RULE, width=2)
+        write(page, 40, top + 12, title, 19, bold=has, colour=INK if has else MUTED)
+        write(page, 40, top + 40, what, 15, colour=MUTED)
+        write(page, 474, top + 40, source, 15, colour=MUTED, anchor="ra")
+        if row:
+            draw.line((256, top - 22, 256, top), fill=INK if has else RULE, width=2)
+    write(page, 256, 352, "three adapters on one base", 14, colour=MUTED, anchor="ma")
+    return page
+
+
+def asasr_ablation(_: Path) -> Image.Image:
+    """What each method has."""
+    page = Image.new("RGB", THUMBNAIL_PX, PAPER)
+    draw = ImageDraw.Draw(page)
+    write(page, 20, 20, "ASASR: what does each part do?", 22, bold=True)
+    columns = ("Sobolev", "adversary")
+    for column, title in enumerate(columns):
+        write(page, 330 + 104 * column, 84, title, 15, colour=MUTED, anchor="ma")
+    has = ((True, True), (False, True), (True, False), (False, False))
+    for row, (title, marks) in enumerate(zip((*(t for t, *_ in ASASR_ABLATION), "supervised alone"), has, strict=True)):
+        top = 112 + 60 * row
+        draw.rounded_rectangle((20, top, 492, top + 48), 6, fill=SHADE)
+        write(page, 34, top + 14, title, 17, bold=row == 0)
+        for column, mark in enumerate(marks):
+            x, y = 330 + 104 * column, top + 24
+            draw.ellipse((x - 8, y - 8, x + 8, y + 8), fill=INK if mark else PAPER, outline=INK if mark else RULE, width=2)
+    return page
+
+
 SHEETS: dict[str, Callable[[Path], Image.Image]] = {
     "upscale-image": lambda root: _run("upscale-image", root, _zoom("5", 205, 190, 120), "6"),
     "upscale-folder": upscale_folder,
@@ -353,6 +395,11 @@ SHEETS: dict[str, Callable[[Path], Image.Image]] = {
     "upscale-with-strsr-flux": lambda _: strsr("FLUX.2 klein"),
     "upscale-with-strsr-z": lambda _: strsr("Z-Image"),
     "upscale-with-asasr": lambda _: asasr(),
+    "train-asasr": lambda _: train_asasr(0),
+    "train-asasr-sft": lambda _: train_asasr(1),
+    "train-asasr-adversary": lambda _: train_asasr(2),
+    "train-asasr-preferences": lambda _: train_asasr(3),
+    "asasr-ablation": asasr_ablation,
     "upscale-with-dp2o-flux": lambda _: dp2o("FLUX.1 [dev]", 25),
     "upscale-with-dp2o-sd2": lambda _: dp2o("Stable Diffusion 2", 50),
     "sample-score-curate": sample_score_curate,

@@ -380,10 +380,19 @@ def check_multi_step(name, result, written):
 def check_asasr(name, written, out):
     """What was trained, and on what: every stage starts from the files of those before it."""
     trained = {file.stem: weights.read_info(file) for file in out.rglob("*.safetensors") if not file.stem.startswith("state")}
-    stages = {"sft": {"my-sft"}, "adversary": {"my-adversary"}, "preferences": {"my-asasr", "my-asasr-with-sft"}}
+    stages = {
+        "sft": {"my-sft"},
+        "adversary": {"my-adversary", "my-adversary-with-sft"},
+        "preferences": {"my-asasr", "my-asasr-with-sft"},
+    }
     runs = set().union(*stages.values()) if name == "train-asasr" else stages.get(name.removeprefix("train-asasr-"), set())
     if name == "asasr-ablation":
-        runs = {"my-sft", "my-adversary", *(f"asasr-ablation-{m}{end}" for m in (1, 2, 3) for end in ("", "-with-sft"))}
+        runs = {
+            "my-sft",
+            "my-adversary",
+            "my-adversary-with-sft",
+            *(f"asasr-ablation-{m}{end}" for m in (1, 2, 3) for end in ("", "-with-sft")),
+        }
         record = read(out / "alignsr" / "asasr-ablation_00001_.json")
         rows = [image["name"] for image in record["scores"]["images"]]
         titles = ["Sobolev and adversary", "Euclidean and adversary", "Sobolev and input as loser", "supervised alone"]
@@ -391,13 +400,13 @@ def check_asasr(name, written, out):
         configs = [trained[f"asasr-ablation-{m}"]["config"] for m in (1, 2, 3)]
         assert [config["preference"]["order"] for config in configs] == [1.5, 0.0, 1.5]
         assert [config["adversary"]["mode"] for config in configs] == ["mimic", "mimic", "lq"]
-    assert {stem for stem in trained if "_0000" not in stem} == runs
+    assert {stem for stem, info in trained.items() if "_0000" not in stem and info.get("architecture") != "prompt"} == runs
     assert all(info["config"]["run"]["steps"] == 1 for stem, info in trained.items() if stem in runs and "config" in info)
     if name == "train-asasr":
         policy, adversary = trained["my-asasr"]["config"], trained["my-adversary"]["config"]
         assert Path(policy["model"]["adapter"]).name == Path(adversary["model"]["adapter"]).name == "my-sft.safetensors"
         assert Path(policy["adversary"]["adapter"]).name == "my-adversary.safetensors"
-        assert trained["my-asasr_00001_"]["rank"] == trained["my-asasr"]["rank"] + trained["my-sft"]["rank"]
+        assert trained["my-asasr-adapter_00001_"]["rank"] == trained["my-asasr"]["rank"] + trained["my-sft"]["rank"]
         assert "alignsr/my-asasr_00001_.png" in written
 
 

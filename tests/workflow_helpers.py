@@ -137,10 +137,11 @@ def tiny_asasr_training(
     for node_id, entry in graph.items():
         kind, given = entry["class_type"], entry["inputs"]
         if kind in ("AlignSRSFTTrainer", "AlignSRAdversaryTrainer", "AlignSRSobolevDPOTrainer"):
-            nodes[node_id] = {"config": f"tiny-{given['config']}", "overrides": SHORT}
+            overrides = f"{SHORT}\ndata.gt_patch_px=32"
+            nodes[node_id] = {"config": f"tiny-{given['config']}", "overrides": overrides}
             nodes[node_id] |= {"data_folder": data_folder} if "data_folder" in given else {}
             if kind == "AlignSRAdversaryTrainer":
-                nodes[node_id]["overrides"] = f"{SHORT}\nartefacts.holdout=0"
+                nodes[node_id]["overrides"] = f"{overrides}\nartefacts.holdout=0"
         elif kind == "AlignSRArtefactFolder":
             nodes[node_id] = {"folder": "artefacts"}
         elif kind == "AlignSRMultiStepSR":

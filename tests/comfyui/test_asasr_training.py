@@ -14,7 +14,7 @@ from comfyui.test_cancel import InterruptAt
 pytestmark = pytest.mark.comfyui
 
 STEPS, POLICY = 12, "4"
-SHORT = "run.log_every=1\nrun.preview_every=4\nrun.validate_every=0\nrun.checkpoint_every=1000"
+SHORT = "data.gt_patch_px=32\nrun.log_every=1\nrun.preview_every=4\nrun.validate_every=0\nrun.checkpoint_every=1000"
 LONG = f"{SHORT}\nrun.steps={STEPS}\noptimizer.learning_rate=1e-3\nschedule.warmup_steps=0\nguard.max_drift=0.0"
 
 
