@@ -53,6 +53,16 @@ def options(data: Path, out: Path, *sets: str) -> list[str]:
     return [*words, *(word for item in sets for word in ("--set", item))]
 
 
+def test_papers_tells_the_weights_of_strsrs_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = script("strsr", monkeypatch)
+    section = (ROOT / "PAPERS.md").read_text(encoding="utf-8").partition("### StrSR: does it learn here?")[2].partition("\n##")[0]
+    told = " ".join(section.split())
+    ((_, fdl), (_, grid)) = (experiment.STAGE_2[method] for method in (experiment.FDL, experiment.GRID))
+    assert experiment.STAGE_1[experiment.GAN] == ["losses.ragan.weight=1.0"] and "the adversary has weight 1 and not 0.1" in told
+    assert fdl[:2] == ["losses.fdl.weight=0.05", "losses.fdl.projections=64"] and "FDL 0.05 and not 0.002" in told
+    assert grid == ["losses.grid.weight=0.3", "losses.grid.period_px=8"] and "weight 0.3 and a period of 8" in told
+
+
 def test_strsr_on_the_pixel_model(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     experiment = script("strsr", monkeypatch)
     words = options(data, tmp_path, "run.batch_size=2", "data.gt_patch_px=64", "discriminator.hidden=8")
