@@ -228,7 +228,7 @@ def _phase(spectrum: Tensor, rounding: Tensor) -> Tensor:
     """Angles in (-pi, pi]: 0 without gradient in bins that are empty but for rounding, and pi in negative ones that are real."""
     phase = torch.angle(spectrum)
     with torch.no_grad():
-        phase[(spectrum.real < 0) & (spectrum.imag.abs() <= rounding)] = math.pi
+        phase.masked_fill_((spectrum.real < 0) & (spectrum.imag.abs() <= rounding), math.pi)
         is_empty = spectrum.abs() <= rounding
     return phase.masked_fill(is_empty, 0.0)
 

@@ -92,22 +92,18 @@ def extend(half: Tensor, windows: Windows, parity: int) -> Tensor:
     first = windows.width - windows.width // 2 - windows.radius
     right = parity * half[:, :, first : first + windows.radius].flip(1, 2).roll(1, 1)
     if parity < 0:
-        right[right == -math.pi] = math.pi  # the mirror image of half a turn
+        right.masked_fill_(right == -math.pi, math.pi)  # the mirror image of half a turn
     wide = torch.cat([half, right], 2)
     return torch.cat([wide, wide[:, :1]], 1)
 
 
 def half_turns(half: Tensor, windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
     """Channel, row and column, in the whole spectrum, of the phases of exactly pi that mirrored windows can reach."""
-    height, width, radius = windows.height, windows.width, windows.radius
-    channel, row, column = (half == math.pi).nonzero().unbind(1)
-    stored = column > width // 2 - radius
-    mirrored = (column > 0) & (column < width - width // 2)
-    return (
-        torch.cat([channel[stored], channel[mirrored]]),
-        torch.cat([row[stored], (height - row[mirrored]) % height]),
-        torch.cat([column[stored], width - column[mirrored]]),
-    )
+    first = windows.width // 2 - windows.radius + 1
+    turned = half == math.pi
+    mirrored = turned[:, :, 1 : windows.width - windows.width // 2].flip(1, 2).roll(1, 1)
+    channel, row, column = torch.cat([turned[:, :, first:], mirrored], 2).nonzero().unbind(1)  # a GPU is waited for here, once
+    return channel, row, column + first
 
 
 def fold(wide: Tensor, windows: Windows, parity: int) -> Tensor:
@@ -192,14 +188,13 @@ class Projector:
             inside = (centre_row >= radius) & (centre_row < height - radius)
             inside &= (centre_column > width // 2) & (centre_column < width - radius)
             place = (height - centre_row - radius - 1) * self.windows.mirrored_columns + (width - centre_column - radius - 1)
+            place = place.where(inside, 0)  # those outside add nothing there: to leave them out, a GPU would have to count them
             taps = 2 * math.pi * filters[:, :, y, x]
             step = max(1, CHUNK_ELEMENTS // (8 * len(filters)))
-            for places, channels in zip(
-                cast(tuple[Tensor, ...], place[inside].split(step)),
-                cast(tuple[Tensor, ...], channel[inside].split(step)),
-                strict=True,
+            for places, channels, counts in zip(
+                *(cast(tuple[Tensor, ...], values.split(step)) for values in (place, channel, inside)), strict=True
             ):
-                mirrored.index_add_(1, places, taps[:, channels])
+                mirrored.index_add_(1, places, taps[:, channels] * counts)
 
     def accumulate(self, symmetric: Tensor, antisymmetric: Tensor, gradient: Tensor) -> None:
         """Add the adjoint of `project` applied to `gradient` [P, count]."""
