@@ -280,7 +280,7 @@ class TextEncode:
                     {
                         "default": "",
                         "multiline": True,
-                        "tooltip": "The prompt, or tags with commas between. Empty is a prompt too.",
+                        "tooltip": "The prompt, or tags: one line, commas between, up to four words each. Empty is a prompt too.",
                     },
                 ),
                 "encoder_name": (

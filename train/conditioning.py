@@ -34,7 +34,7 @@ class ConditioningConfig:
 
     kind: Literal["vlm", "text", "empty"] = "vlm"  # text: one prompt for all, through the base model's own encoder; empty: zeros
     model: str = ""  # folder of the model, or its name in a model folder; empty: the published one; "tiny": random, for tests
-    prompt: str = ""  # of kind text; tags are written as text with commas
+    prompt: str = ""  # of kind text; tags: one line, commas between, up to four words each
     width: int = VLM_WIDTH  # of kind vlm: of its tokens
     init: str = ""  # of kind vlm: projector to start from; empty: random, or the one in model.init
     keep: Literal["device", "home", "nothing"] = "device"  # where the model's weights wait between steps

@@ -1,6 +1,10 @@
 """Tags as plain text."""
 
+import re
 from collections.abc import Iterable
+
+TAG_WORDS = 4  # of the longest piece that is taken for a tag
+_SENTENCE = re.compile(r"[.!?:](\s|$)")
 
 
 def tags_to_text(tags: str | Iterable[str]) -> str:
@@ -28,10 +32,15 @@ def tags_to_text(tags: str | Iterable[str]) -> str:
 
 
 def as_prompt(text: str) -> str:
-    """What the encoders of one-step models are given for a prompt: tags, known by their commas, are made plain text.
+    r"""What the encoders of one-step models are given for a prompt: tags are made plain text, prose stays as it is.
+
+    Tags are one line of pieces with commas between, each of at most `TAG_WORDS` words and without a sentence's mark.
 
     Example:
         >>> as_prompt("cat, wall,,Cat"), as_prompt("a cat;  on a wall")
         ('cat, wall', 'a cat;  on a wall')
+        >>> as_prompt("Two people.\n\nOne stands, one sits.")
+        'Two people.\n\nOne stands, one sits.'
     """
-    return tags_to_text(text) if "," in text else text
+    is_prose = "\n" in text.strip() or _SENTENCE.search(text) or any(len(p.split()) > TAG_WORDS for p in re.split("[,;]", text))
+    return text if is_prose or "," not in text else tags_to_text(text)

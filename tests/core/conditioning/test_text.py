@@ -8,7 +8,7 @@ import tiny_language_models as tiny
 import torch
 
 from alignsr.core.compat import import_third_party
-from alignsr.core.conditioning import TEXT_STYLES, TextEncoder, TextModel, load_text_model, tags_to_text
+from alignsr.core.conditioning import TEXT_STYLES, TextEncoder, TextModel, as_prompt, load_text_model, tags_to_text
 from alignsr.core.weights import MissingModelError
 
 TEXTS = ["a cat on a wall", ""]
@@ -106,3 +106,16 @@ def test_tags_become_plain_text() -> None:
     assert tags_to_text(["cat", " sharp  focus ", "", "Cat"]) == "cat, sharp focus"
     assert tags_to_text("a; b,\nc,,A") == "a, b, c"
     assert tags_to_text("") == tags_to_text([]) == ""
+
+
+def test_prose_with_commas_is_not_taken_for_tags() -> None:
+    prose = (
+        "Two people.\n\nOne stands, one sits.",
+        "A red barn stands in a field of wheat,  under heavy clouds",
+        "cat,\ndog",
+        "Cars: red,  blue, Red",
+        "Who sits, who stands?",
+    )
+    for text in prose:
+        assert as_prompt(text) == text
+    assert as_prompt(" red barn,  field of wheat; Red Barn,, f/1.8 lens\n") == "red barn, field of wheat, f/1.8 lens"
