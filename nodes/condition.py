@@ -179,7 +179,7 @@ class VLMEncode:
                     {
                         "default": MODES[0],
                         "tooltip": "best: one resize, every tile is told about its own part. parity: as the released scripts, "
-                        "two resizes and one description for the whole picture.",
+                        "two resizes and one description for the whole picture. An adapter trained with is_parity saw two.",
                     },
                 ),
             },
@@ -222,6 +222,11 @@ class VLMEncode:
             if value not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}; choose one of them")
         projector = _projector(model)
+        if mode == "best" and _is_parity_trained(model):
+            LOGGER.warning(
+                "VLM Encode: this adapter was trained with conditioning.is_parity, on pictures resized twice; best resizes once: "
+                "choose parity to tell the model what it was told in training"
+            )
         per_tile = scope == "tile" or (scope == "auto" and mode == "best")
         with torch.inference_mode(False), input_names(lq="image"):
             lq = pixels.rgb.clone()
@@ -250,6 +255,14 @@ def _projector(model: OneStepModel | LoadedModel) -> Any:
             "StrSR-flux or StrSR-zimage (projector.pth beside state_dict.pth)"
         )
     return projector
+
+
+def _is_parity_trained(model: OneStepModel | LoadedModel) -> bool:
+    """Whether the adapter that brings the projector says in its header that it was trained with two resizes."""
+    adapters = model.adapters if isinstance(model, OneStepModel) else ()
+    infos: list[Any] = [adapter.info for adapter, _ in adapters if adapter.projector]
+    told: Any = infos[-1].get("config", {}).get("conditioning", {}) if infos else {}
+    return bool(told.get("is_parity"))
 
 
 class TextEncode:
