@@ -16,7 +16,6 @@ from .staged import Conditioner, clean_state, restore_in_stages, rows_of
 from .tiling import Box, TilePlan, blend, plan, plan_snapped
 
 MODES = ("best", "parity")
-TRAINED_SCALE = 4  # of every one-step model; strsr.md 5.14
 RELEASED_TILE_PX, RELEASED_OVERLAP_PX = 1024, 64  # strsr.md section 1.6
 _OVERSHOOT = 0.5  # of an interpolated input; [0, 255] and [-1, 1] lie beyond it
 
@@ -51,11 +50,12 @@ def scale_warning(backbone: Described, scale: float) -> str:
         >>> scale_warning(tiny("z_image"), 4)
         ''
     """
-    if backbone.spec.kind != "flow" or scale <= TRAINED_SCALE:
+    spec = backbone.spec
+    if spec.kind != "flow" or scale <= spec.trained_scale:
         return ""
     return (
-        f"scale {scale:g} is above {TRAINED_SCALE}, the factor that {backbone.spec.name} was trained for: it may invent or blur; "
-        f"upscale by {TRAINED_SCALE} for the trained result"
+        f"scale {scale:g} is above {spec.trained_scale}, the factor that {spec.name} was trained for: it may invent or blur; "
+        f"upscale by {spec.trained_scale} for the trained result"
     )
 
 

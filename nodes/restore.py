@@ -54,8 +54,7 @@ class OneStepSR:
                         "min": 1,
                         "max": 16,
                         "tooltip": "How many times larger. At another factor than the network's own its result is "
-                        "resized; flow models "
-                        "take any factor, were trained for 4 and warn above it.",
+                        "resized; flow models take any factor and warn above the one they were trained for, 4 as published.",
                     },
                 ),
                 "color_fix": (

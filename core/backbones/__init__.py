@@ -7,7 +7,7 @@ from typing import Any
 from ..checks import did_you_mean
 from ..weights import WeightsError, find_model, read_info
 from . import latent, network, pixel
-from .base import AnyBackbone, Backbone, BackboneSpec, DirectBackbone
+from .base import AnyBackbone, Backbone, BackboneSpec, DirectBackbone, trained_at
 from .latent import LATENT_KINDS, MULTI_STEP_KINDS, open_backbone, open_multi_step
 
 BACKBONES: dict[str, Callable[[Path, dict[str, Any]], AnyBackbone]] = {
@@ -56,4 +56,6 @@ def load_backbone(name: str | Path, folders: Iterable[str | Path] = ()) -> AnyBa
         raise WeightsError(f"{path}: expected {' and '.join(lacking)} in the header, found none; export it again")
     if info and not isinstance(info["options"], dict):
         raise WeightsError(f"{path}: expected a JSON object as options in the header, got {info['options']!r}; export it again")
-    return BACKBONES[kind](path, info)
+    backbone = BACKBONES[kind](path, info)
+    backbone.spec = trained_at(backbone.spec, info)
+    return backbone

@@ -1,7 +1,7 @@
 """What every restoration model answers to: its facts, and encode / velocity / decode."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Generator, Tensor, nn
@@ -57,6 +57,8 @@ class BackboneSpec:
             one-step weights have learned that map together with the restoration.
         sampling: how it is sampled from noise; None where nothing was published, or for one-step models.
         step_length: how far one-step restoration goes from start_sigma; None goes all the way, start_sigma.
+        trained_scale: the factor that a flow model's weights, or the last adapter's, were trained for, as their header says; 4 is
+            the papers'.
     """
 
     name: str
@@ -78,6 +80,7 @@ class BackboneSpec:
     identity: tuple[float, float] = (1.0, 0.0)
     sampling: Sampling | None = None
     step_length: float | None = None
+    trained_scale: int = 4
 
     @property
     def step_ratio(self) -> float:
@@ -91,6 +94,12 @@ class BackboneSpec:
     def tile_bytes(self, tile_px: int, bytes_per_parameter: float = 2.0) -> int:
         """Memory that weights and the activations of one square tile need together, a rough upper value."""
         return int(self.parameters * bytes_per_parameter) + self.bytes_per_pixel * tile_px**2
+
+
+def trained_at(spec: BackboneSpec, info: Mapping[str, Any]) -> BackboneSpec:
+    """The facts of a flow model with the factor that the header of its weights or of its adapter names, if it names one."""
+    scale = info.get("scale")
+    return replace(spec, trained_scale=scale) if spec.kind == "flow" and isinstance(scale, int) and scale > 0 else spec
 
 
 class Described(Protocol):

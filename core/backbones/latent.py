@@ -15,6 +15,7 @@ from ..lora_files import read_adapter
 from ..weights import WeightsError, load_state_dict, save_weights
 from . import flux1, flux2, stable_diffusion, z_image
 from .autoencoders import known_options, load_autoencoder, make_autoencoder, plain_config
+from .base import trained_at
 from .files import Component, build_module, components_of_folder, count_blocks, find_components, read_part
 from .quantization import BITS, quantize
 
@@ -291,6 +292,8 @@ def _open(
         backbone = kind.backbone(*modules, **facts)
     worker = device if work_device is None else work_device
     _adapt(backbone, adapters, is_meta, worker)
+    for adapter, _ in adapters:
+        backbone.spec = trained_at(backbone.spec, adapter.info)
     trained = next(iter(backbone.modules()))[1]
     if precision in BITS and not is_meta:
         for part, module in backbone.modules():

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from strsr_helpers import LATENTS, NAMES, one_step_adapter, projector_for, write_models, write_released
 from tiny_language_models import make_text_model, make_tokenizer
 
-from alignsr.core.backbones import LATENT_KINDS, offload, open_backbone
+from alignsr.core.backbones import LATENT_KINDS, load_backbone, offload, open_backbone
 from alignsr.core.backbones.latent import tiny
 from alignsr.core.conditioning import resident
 from alignsr.core.images import quantize_8bit
-from alignsr.core.restore import restore
-from alignsr.core.weights import MissingModelError, WeightsError
+from alignsr.core.restore import restore, scale_warning
+from alignsr.core.weights import MissingModelError, WeightsError, save_weights
 from alignsr.nodes import condition, lora, models, one_step
 from alignsr.nodes.host import LocalHost, use_host
 from alignsr.nodes.restore import OneStepSR
@@ -327,12 +327,36 @@ def test_a_factor_that_was_not_trained_is_said_aloud_once(host: Any, caplog: pyt
         info = json.loads(OneStepSR().upscale(model, picture(2, 16, 16), scale, tile_px=32)[2])
         said = [record.message for record in caplog.records if "scale 5 is above 4" in record.message]
         assert len(said) == times and ("warning" in info) == bool(times)
-    assert "trained for 4 and warn above it" in OneStepSR.INPUT_TYPES()["required"]["scale"][1]["tooltip"]
+    assert "warn above the one they were trained for" in OneStepSR.INPUT_TYPES()["required"]["scale"][1]["tooltip"]
+
+
+def test_the_factor_that_was_trained_is_the_headers(host: Any, tmp_path: Path) -> None:
+    """Of an adapter, of the last of several, and of a whole model."""
+    base, adapter = one_step.LoadOneStepBackbone().load("z_image", "tiny")[0], one_step_adapter("z_image")
+    twice = replace(adapter, info={**adapter.info, "scale": 2})
+    assert (base.spec.trained_scale, base.with_adapter(adapter, 1.0).spec.trained_scale) == (4, 4)
+    model = base.with_adapter(twice, 1.0)
+    assert model.spec.trained_scale == model.backbone.spec.trained_scale == 2
+    assert model.with_adapter(adapter, 1.0).spec.trained_scale == 2, "one that says nothing changes nothing"
+    assert scale_warning(model.backbone, 2) == "" and "scale 3 is above 2, the factor" in scale_warning(model.backbone, 3)
+    pixel = load_backbone("pixel-x4")
+    header = {"backbone": "pixel", "architecture": "pixel", "options": pixel.options, "scale": 3}
+    save_weights(tmp_path / "p.safetensors", pixel.network.state_dict(), header)
+    assert "above 3" in scale_warning(load_backbone(tmp_path / "p.safetensors"), 4) and not scale_warning(pixel, 4)
+
+
+def test_an_adapter_that_saw_two_resizes_is_told_of_in_best_mode(host: Any, caplog: pytest.LogCaptureFixture) -> None:
+    base, adapter = one_step.LoadOneStepBackbone().load("z_image", "tiny")[0], one_step_adapter("z_image")
+    for told, mode, times in ((True, "best", 1), (True, "parity", 0), (False, "best", 0), (None, "best", 0)):
+        config = {} if told is None else {"config": {"conditioning": {"is_parity": told}}}
+        caplog.clear()
+        look(base.with_adapter(replace(adapter, info={**adapter.info, **config}), 1.0), picture(), mode=mode)
+        assert caplog.text.count("trained with conditioning.is_parity") == times
 
 
 def test_tags_are_told_as_in_training(host: Any) -> None:
     """Trimmed, once each, one line: the node and the recipe make the same text of them."""
-    model, node, prompt = load("z_image"), condition.TextEncode(), " cat,wall,,\n Cat "
+    model, node, prompt = load("z_image"), condition.TextEncode(), " cat,wall,,  Cat\n"
     (told,) = node.encode(model, prompt, "tiny-text", "fp32")
     (plain,) = node.encode(model, "cat, wall", "tiny-text", "fp32")
     assert torch.equal(told.embeddings, plain.embeddings)
