@@ -3,11 +3,11 @@
 A loss joins with a table, an entry in `LossesConfig`, and a case in `LossStack`.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -195,7 +195,8 @@ class LossStack:
         """The approximated R1 penalty in float32, [B]; see `approximate_r1`."""
         options = self._ragan
         noise = relativistic.r1_noise(gt, sigma=options.r1_sigma, kind=options.r1_noise, generator=generator)
-        return relativistic.approximate_r1(critic, gt, noise, clean)
+        with precision(gt.device, "fp32"):
+            return relativistic.approximate_r1(critic, gt, noise, clean)
 
     @torch.no_grad()
     def fdl_by_range(self, sr: Tensor, gt: Tensor) -> dict[str, float]:
@@ -316,9 +317,22 @@ class LossStack:
         return _on(self.config.adversarial)
 
 
-def precision(device: torch.device, name: str) -> AbstractContextManager[Any]:
-    """Autocast in bf16, or none at all, whatever is active around it."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=name == "bf16")
+@contextmanager
+def precision(device: torch.device, name: str) -> Iterator[None]:
+    """Autocast in bf16, or none at all, whatever is active around it; in fp32 also without TensorFloat-32.
+
+    PyTorch lets convolutions on a GPU round their inputs to TensorFloat-32's 10 bits unless told otherwise, too few for the
+    difference that R1 is made of. The backward pass, which runs later, goes by the process's setting.
+    """
+    cudnn, matmul = cast(Any, torch.backends.cudnn), cast(Any, torch.backends.cuda.matmul)
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=name == "bf16"):
+        if name == "fp32":
+            cudnn.allow_tf32 = matmul.allow_tf32 = False
+        try:
+            yield
+        finally:
+            cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def _on(table: Any) -> Any:

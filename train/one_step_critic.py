@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from ..core.networks.clip_critic import ClipCritic
 from .config import OptimizerConfig, ScheduleConfig
-from .losses import FeaturesConfig, Logits, LossStack
+from .losses import FeaturesConfig, Logits, LossStack, precision
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class CriticConfig:
 
     features: FeaturesConfig = field(default_factory=lambda: FeaturesConfig("clip"))
     hidden: int = 512  # width of its heads
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the frozen backbone in the game's terms; R1 is always fp32
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the frozen backbone in the game's terms; heads and R1 are always fp32
     init: str = ""  # heads to start from: stage 1's `<name>-critic.safetensors`; empty: random
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -28,7 +28,7 @@ def judged(critic: ClipCritic | None, fake: list[Tensor], real: list[Tensor]) ->
     """Logits for the generator's loss: gradient goes to `fake` only."""
     if critic is None:
         return None
-    with critic.judging():
+    with critic.judging(), precision(fake[0].device, "fp32"):
         with torch.no_grad():
             wanted = critic.heads(real)
         return Logits(critic.heads(fake), wanted)
@@ -44,7 +44,8 @@ def critic_terms(
     generator: Generator,
 ) -> Any:
     """The critic's loss on features that the generator's pass has made; only the penalty's noisy copy is looked at anew."""
-    logits = Logits(critic.heads(fake), critic.heads(real))
+    with precision(gt.device, "fp32"):  # the heads, as the penalty's own pass through them
+        logits = Logits(critic.heads(fake), critic.heads(real))
     assert losses.config.ragan is not None
     if not losses.config.ragan.r1_weight:
         return losses.ragan_critic_terms(logits)

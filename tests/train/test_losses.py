@@ -35,6 +35,7 @@ from alignsr.train.losses import (
     build_features,
     build_lpips,
     build_vgg19,
+    precision,
 )
 from reference.formula import S, U
 
@@ -413,3 +414,23 @@ def test_tables_that_joined_later_leave_older_runs_their_hash() -> None:
     assert config_hash(config(pixel={"model_range": True})) != before
     assert config_hash(config(pixel={}, grid={})) != before
     assert from_mapping(LossesConfig, to_mapping(config(**STRSR))) == config(**STRSR)
+
+
+def test_fp32_is_without_tensorfloat_and_both_switches_come_back() -> None:
+    def state() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    kept, device = state(), torch.device("cpu")
+    try:
+        for before in ((True, True), (True, False), (False, True)):
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+            with precision(device, "bf16"):
+                assert state() == before and torch.is_autocast_enabled("cpu")
+                with precision(device, "fp32"):
+                    assert state() == (False, False) and not torch.is_autocast_enabled("cpu")
+                assert state() == before
+            with pytest.raises(RuntimeError, match="inside"), precision(device, "fp32"):
+                raise RuntimeError("inside")
+            assert state() == before
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept

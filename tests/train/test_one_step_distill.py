@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -143,12 +144,19 @@ def test_the_critics_backbone_looks_at_each_image_once(precision, looks, picture
     def watched(*arguments):
         critic = original(*arguments)
         critic.features.register_forward_hook(lambda module, images, result: looked.append(result[0].dtype))
+        for name in ("features", "heads"):
+            call = partial(lambda name, *_: rounded.append((name, torch.backends.cudnn.allow_tf32)), name)
+            getattr(critic, name).register_forward_hook(call)
         return critic
 
     monkeypatch.setattr(recipe, "build_critic", watched)
+    rounded, usual = [], torch.backends.cudnn.allow_tf32
     recipe.train(light(PIXEL, pictures, run__steps=1, discriminator__precision=precision), tmp_path / "run")
     assert len(looked) == looks
     assert looked[-1] == torch.float32
+    assert usual and torch.backends.cudnn.allow_tf32, "PyTorch's own choice, inside the fp32 parts alone without"
+    loose = [name for name, allowed in rounded if allowed]
+    assert loose == (["features"] * 2 if precision == "bf16" else []), "what both players look through, in bf16 alone"
 
 
 def test_with_rates_of_zero_only_the_power_iterations_move(pictures, tmp_path):
