@@ -223,7 +223,7 @@ class VLMEncode:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}; choose one of them")
         projector = _projector(model)
         if mode == "best" and _is_parity_trained(model):
-            LOGGER.warning(
+            LOGGER.info(
                 "VLM Encode: this adapter was trained with conditioning.is_parity, on pictures resized twice; best resizes once: "
                 "choose parity to tell the model what it was told in training"
             )

@@ -346,6 +346,7 @@ def test_the_factor_that_was_trained_is_the_headers(host: Any, tmp_path: Path) -
 
 
 def test_an_adapter_that_saw_two_resizes_is_told_of_in_best_mode(host: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     base, adapter = one_step.LoadOneStepBackbone().load("z_image", "tiny")[0], one_step_adapter("z_image")
     for told, mode, times in ((True, "best", 1), (True, "parity", 0), (False, "best", 0), (None, "best", 0)):
         config = {} if told is None else {"config": {"conditioning": {"is_parity": told}}}
