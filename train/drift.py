@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..core.sobolev import BANDS
-from .loop import NonFiniteError
 
 
 class DivergedError(RuntimeError):
@@ -34,29 +33,30 @@ def check_guard(config: GuardConfig) -> None:
         )
 
 
-def check_energies(energies: Mapping[str, Tensor], step: int, names: Iterable[str]) -> None:
-    """Stop at the first energy that is not finite.
+def complain_of_energies(energies: Mapping[str, Tensor], step: int, names: Iterable[str]) -> str:
+    """What to say of the first energy that is not finite; empty where all are.
 
     Args:
         energies: what -> energies by band, [B, bands].
         step: counted from 1, for the message.
         names: of the samples.
 
-    Raises:
-        NonFiniteError: names step, term, band and samples.
+    Returns:
+        Step, term, band and sample in a sentence.
     """
     together = torch.stack([bands.detach().float().sum() for bands in energies.values()])
     if bool(torch.isfinite(together).all()):
-        return
+        return ""
     labels = list(names)
     for what, bands in energies.items():
         finite = torch.isfinite(bands)
         if not bool(finite.all()):
             row, band = (int(index) for index in (~finite).nonzero()[0])
-            raise NonFiniteError(
+            return (
                 f"step {step}: energy of {what} is not finite in the {BANDS[band]} band for {labels[row % len(labels)]}; "
                 "look at this sample or lower the learning rate"
             )
+    return f"step {step}: energies are too large for float32; lower the learning rate"
 
 
 class DriftGuard:

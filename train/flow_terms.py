@@ -7,7 +7,7 @@ from math import gcd
 import torch
 from torch import Generator, Tensor
 
-from ..core.diffusion import MultiStepBackbone
+from ..core.diffusion import MultiStepBackbone, Process
 from ..core.images import to_model_range
 from ..core.records import Conditioning, LossTerms, PairBatch
 from ..core.resize import bicubic
@@ -49,23 +49,30 @@ def flow_terms(
     Source:
         ASASR, arXiv:2605.23264, Eq. (2); for epsilon prediction asasr.md 1.3.
     """
-    process, device = backbone.process, batch.gt.device
+    process = backbone.process
     with torch.no_grad():
         size = (batch.gt.shape[-2], batch.gt.shape[-1])
         lq_up = bicubic(batch.lq, size, antialias=backbone.spec.is_antialiased).clamp(0, 1)
-        z = _encoded(backbone.encode, to_model_range(batch.gt), draws, posterior).float()
-        z_lq = _encoded(backbone.encode_lq, to_model_range(lq_up), draws, posterior)
-        time = torch.cat([process.draw_times(1, generator=draw(TIME)) for draw in draws]).to(device)
-        noise = torch.stack([torch.randn(z.shape[1:], generator=draw(NOISE)) for draw in draws]).to(device)
+        z = encoded(backbone, to_model_range(batch.gt), draws, posterior).float()
+        z_lq = backbone.encode_lq(to_model_range(lq_up))  # the mean, as in sampling
+        noise, time = drawn(process, z, draws)
         noisy, target = process.add_noise(z, noise, time), process.target(z, noise)
     answer = backbone.predict(noisy, time, z_lq, told)
     return LossTerms({"flow": (answer.float() - target).square().flatten(1).mean(1)})
 
 
-def _encoded(encode: Callable[..., Tensor], image: Tensor, draws: Sequence[Draw], posterior: str) -> Tensor:
+def encoded(backbone: MultiStepBackbone, image: Tensor, draws: Sequence[Draw], posterior: str) -> Tensor:
+    """Targets in [-1, 1] as latents: the posterior's mean, or a sample of it, each sample by its own generator."""
     if posterior == "mean":
-        return encode(image)
-    return torch.cat([encode(one, generator=draw(POSTERIOR)) for one, draw in zip(image.split(1), draws, strict=True)])
+        return backbone.encode(image)
+    parts = zip(image.split(1), draws, strict=True)
+    return torch.cat([backbone.encode(one, generator=draw(POSTERIOR)) for one, draw in parts])
+
+
+def drawn(process: Process, z: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
+    """Noise like z and one time per sample, each by its own generator, on the device of z."""
+    time = torch.cat([process.draw_times(1, generator=draw(TIME)) for draw in draws]).to(z.device)
+    return torch.stack([torch.randn(z.shape[1:], generator=draw(NOISE)) for draw in draws]).to(z.device), time
 
 
 def held_out(data: Sets, multiple: int, most_px: int) -> Iterator[tuple[Tensor, Tensor]]:

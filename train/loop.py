@@ -277,6 +277,21 @@ class Loop:
         self._sums |= values
         self._noted = True
 
+    def first_index(self, micro: int) -> int:
+        """Number of the first sample of this process's forward pass `micro` of the step."""
+        position = self.state.step * self.run.accumulation_steps + micro
+        return self.first_sample + position * self.batch_stride + int(self.accelerator.process_index) * self.run.batch_size
+
+    def stop_together(self, complaint: str) -> None:
+        """Stop all processes where one of them has a complaint about what is not finite; empty: none.
+
+        Raises:
+            NonFiniteError: with the complaint, or pointing at the process that has it.
+        """
+        if self.agreed(bool(complaint)):
+            elsewhere = f"step {self.state.step + 1}: a term is not finite in another process; see its message"
+            raise NonFiniteError(complaint or elsewhere)
+
     def watch(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Figures of one forward pass, for the log where one is due: means over the step's forward passes and all processes.
 

@@ -190,7 +190,7 @@ def train(
         with loop.prefetch(data, config.data.workers) as feed, closing(loop.steps()) as steps:
             for _ in steps:
                 for micro, batch in enumerate(loop.batches(feed)):
-                    draws = sample_draws(config.run.seed, _first_sample(loop, micro), len(batch.names))
+                    draws = sample_draws(config.run.seed, loop.first_index(micro), len(batch.names))
                     terms = flow_terms(backbone, batch, draws, told, config.model.posterior)
                     loop.backward("model", terms, batch.names)
                 loop.update("model")
@@ -229,12 +229,6 @@ def _told(
         folders=folders,
     )
     return tell([config.model.prompt])
-
-
-def _first_sample(loop: Loop, micro: int) -> int:
-    """Number of the first sample of a forward pass of this process, as `Loop.batches` counts."""
-    position = loop.state.step * loop.run.accumulation_steps + micro
-    return position * loop.batch_stride + int(loop.accelerator.process_index) * loop.run.batch_size
 
 
 def _averaged(loop: Loop) -> TrainedPart:

@@ -18,14 +18,14 @@ Assumed: one GPU holds the base once, the autoencoder, and what a batch needs.
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from ...core.conditioning import prompt_folder
 from ...core.coupled import coupled_pair
@@ -35,8 +35,9 @@ from ...core.records import Conditioning, LossTerms, PairBatch
 from ...core.resize import bicubic
 from ...core.sobolev import BANDS, SobolevNorm, logit_scale
 from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, positive, to_mapping
-from ..data import PairData, sample_seed
-from ..drift import DivergedError, DriftGuard, GuardConfig, check_energies, check_guard
+from ..data import PairData
+from ..drift import DivergedError, DriftGuard, GuardConfig, check_guard, complain_of_energies
+from ..flow_terms import Draw, drawn, encoded, sample_draws
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
 from ..multi_step import (
     ADVERSARY,
@@ -61,7 +62,6 @@ from ..session import open_pairs, training
 from ..validation import SMALLEST_HELD_OUT_PX, sample_pair
 
 LOGGER = logging.getLogger("alignsr")
-_TIME, _NOISE, _POSTERIOR = 1, 2, 3  # what is drawn for a batch, beside its samples
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,11 @@ class SobolevDPOConfig:
         logit_scale(loss.beta, SobolevNorm(0), (1, 1))
         if not math.isfinite(loss.winner_anchor) or loss.winner_anchor < 0:
             raise ValueError(f"preference.winner_anchor: expected at least 0, got {loss.winner_anchor}; 0 leaves it out")
+        if loss.weighting == "gap" and self.run.batch_size < 2:
+            raise ValueError(
+                f'preference.weighting: expected "uniform" for run.batch_size {self.run.batch_size}, got "gap", which compares '
+                "the pairs of a forward pass with each other; raise the batch size"
+            )
         if self.run.channels_last:
             raise ValueError("run.channels_last: expected false, got true; transformers have no such format")
 
@@ -176,7 +181,8 @@ def train(
             for _ in steps:
                 drifts: list[list[float]] = []
                 for micro, pictures in enumerate(loop.batches(feed)):
-                    batch = encode(config, model, pictures, told, _draws(config, loop, micro))
+                    draws = sample_draws(config.run.seed, loop.first_index(micro), len(pictures.names))
+                    batch = encode(config, model, pictures, told, draws)
                     terms, drift = _pass(config, trainee, model, batch, norm, loop, pictures.names)
                     loop.backward(POLICY, terms, pictures.names)
                     drifts.append(drift)
@@ -195,16 +201,14 @@ def train(
 
 
 def encode(
-    config: SobolevDPOConfig, model: Autocast, pictures: PairBatch, told: Conditioning | None, draw: Callable[[int], Generator]
+    config: SobolevDPOConfig, model: Autocast, pictures: PairBatch, told: Conditioning | None, draws: Sequence[Draw]
 ) -> Batch:
-    """Pictures as latents, with one noise and one time per pair."""
+    """Pictures as latents, with one noise and one time per pair; what is drawn is a function of the seed and the pair's place."""
     size = (pictures.gt.shape[-2], pictures.gt.shape[-1])
     lq_up = to_model_range(bicubic(pictures.lq, size, antialias=model.spec.is_antialiased).clamp(0, 1))
     gt = to_model_range(pictures.gt)
-    sample = draw(_POSTERIOR) if config.model.posterior == "sample" else None
-    clean = model.encode(gt, generator=sample)
-    noise = torch.randn(clean.shape, generator=draw(_NOISE)).to(clean.device)
-    time = model.process.draw_times(len(clean), generator=draw(_TIME)).to(clean.device)
+    clean = encoded(model, gt, draws, config.model.posterior)
+    noise, time = drawn(model.process, clean, draws)
     return Batch(clean, model.encode_lq(lq_up), noise, time, lq_up, gt, told)
 
 
@@ -239,7 +243,7 @@ def _pass(
     trainee.stack.use(*trainee.reference, POLICY)  # stays active through the backward pass, which may run blocks again
     apart = model.predict(states, times, z_lq, batch.told) - targets
     after, bands_after = norm.energy(apart), norm.band_energies(apart.detach())
-    check_energies({"reference": bands_before, "policy": bands_after}, step, names)
+    loop.stop_together(complain_of_energies({"reference": bands_before, "policy": bands_after}, step, names))
     size = (states.shape[-2], states.shape[-1])
     kappa = logit_scale(config.preference.beta, norm, size, raw=config.preference.beta_mode == "raw")
     policy, reference = after.chunk(rows), before.chunk(rows)
@@ -250,13 +254,13 @@ def _pass(
     if spec.lq_loser_weight:
         lq = preference_loss(policy[0] - reference[0], policy[2] - reference[2], logit_scale=kappa)
         terms = LossTerms({**terms.values, "lq_loser": lq}, {**terms.weights, "lq_loser": spec.lq_loser_weight})
-    figures = preference_figures(energies, logit_scale=kappa)
+    figures = preference_figures(energies, logit_scale=kappa) | {"reference_chosen": reference[0].mean()}
     change = (bands_after - bands_before).chunk(rows)
     for index, band in enumerate(BANDS):
         figures |= {f"chosen_{band}": change[0][:, index].mean(), f"rejected_{band}": change[1][:, index].mean()}
     found = loop.watch(figures)
-    level = max(found["chosen"] / found["chosen_drift"] if found["chosen_drift"] else 1.0, 1e-12)
-    return terms, [found["chosen_drift"], *(found[f"chosen_{band}"] / level for band in BANDS)]
+    level = max(found["reference_chosen"], 1e-12)  # shares of means, not means of shares: the same for any number of processes
+    return terms, [found["chosen"] / level, *(found[f"chosen_{band}"] / level for band in BANDS)]
 
 
 def _mean(rows: Sequence[Sequence[float]]) -> tuple[float, list[float]]:
@@ -277,6 +281,7 @@ def _heed(guard: DriftGuard, loop: Loop, trainee: Trainee, config: SobolevDPOCon
     path = loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors"
     if loop.is_main:
         save_model(config, trainee, loop, path, step)
+    loop.accelerator.wait_for_everyone()  # whoever leaves first ends the others, who may be writing
     raise DivergedError(f"{told}; weights so far are in {path}")
 
 
@@ -291,13 +296,6 @@ def _told(
         device=device, folders=folders,
     )  # fmt: skip
     return tell([model.prompt])
-
-
-def _draws(config: SobolevDPOConfig, loop: Loop, micro: int) -> Callable[[int], Generator]:
-    """Random generators of one forward pass: functions of the seed and of the batch's first sample, so of process and step."""
-    position = loop.state.step * config.run.accumulation_steps + micro
-    first = position * loop.batch_stride + int(loop.accelerator.process_index) * config.run.batch_size
-    return lambda purpose: Generator().manual_seed(sample_seed(config.run.seed + purpose, first))
 
 
 def _report(
