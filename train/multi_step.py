@@ -21,7 +21,7 @@ from ..core.diffusion import MultiStepBackbone, Process, as_multi_step
 from ..core.lora import BINDING_FACTS, LORA_TARGETS, Adapter, expected_state, load_attached, resolve_targets
 from ..core.lora_files import read_adapter, save_adapter
 from ..core.records import Conditioning
-from ..core.weights import find_model, save_weights
+from ..core.weights import WeightsError, find_model, save_weights
 from .candidates.model import tiny_pixel
 from .config import ConfigError, empty_table, run_only
 from .latent_cache import LatentCache
@@ -125,7 +125,10 @@ class Autocast:
         coder = dict(backbone.modules()).get("vae")
         if cache and coder is not None:
             self._caches = {name: LatentCache(cache, coder, getattr(backbone, name)) for name in ("encode", "encode_lq")}
-            self._caches["encode_lq"].folder /= "lq"
+            scaling, stride = getattr(backbone, "scaling", 0.0), getattr(backbone, "condition_stride", 1)
+            for name, one in self._caches.items():  # what makes other latents of the same pictures and the same autoencoder
+                part = f"-lq{stride}" if name == "encode_lq" else ""
+                one.folder = one.folder.with_name(f"{one.folder.name}-{scaling:g}{part}")
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """As the backbone's."""
@@ -242,6 +245,14 @@ def load_adapter(trainee: Trainee, name: str, file: str, folders: Sequence[str |
 
 
 def _agree(trainee: Trainee, adapter: Adapter) -> None:
+    """The adapter belongs to this model, scope and, where it holds parameters whole, to this reference."""
+    for key, value in adapter.full.items() if trainee.sft is not None else ():
+        own = trainee.network.get_parameter(key)
+        if own.shape != value.shape or not torch.equal(own, value.to(own.device, own.dtype)):
+            raise WeightsError(
+                f"{adapter.source}: expected the {key} of {trainee.sft.source}, on which the reference stands, got another; "
+                "train it on this adapter of supervised training"
+            )
     adapter.agree(str(trainee.facts["backbone"]), {key: trainee.facts[key] for key in BINDING_FACTS if key in trainee.facts})
 
 
@@ -342,6 +353,11 @@ def check_multi_step(config: MultiStepModelConfig, adapter: AdapterConfig | None
     """
     if config.scale < 1:
         raise ValueError(f"model.scale: expected at least 1, got {config.scale}; 4 is usual")
+    if adapter is not None and config.precision in BITS:
+        raise ValueError(
+            f'model.precision: expected "bf16" or "fp32" for an adapter on the network itself, got "{config.precision}"; '
+            "quantised layers take no adapter"
+        )
     if adapter is not None and (adapter.rank < 1 or adapter.alpha < 0):
         raise ValueError(
             f"lora.rank, lora.alpha: expected a rank of at least 1 and an alpha of at least 0, got {adapter.rank} and "

@@ -1,5 +1,6 @@
 """The model that preferences train: opened with its frozen adapter, an adapter added, written and read back; latents on disk."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,10 @@ def test_autocast_predicts_in_float32_and_reads_the_cache(tmp_path: Path) -> Non
     assert torch.equal(model.encode(picture), trainee.backbone.encode(picture))
     model.encode_lq(picture)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    flux = [build_trainee(tiny("flux1", condition_stride=stride)).backbone for stride in (1, 2)]
+    shared = [Autocast(backbone, nullcontext, tmp_path / "flux") for backbone in flux]
+    wide = torch.rand(1, 3, 32, 32, generator=seed(1)) * 2 - 1
+    assert [one.encode_lq(wide).shape[-1] for one in shared] == [4, 2]  # a condition of half the resolution is another latent
     drawn = model.encode(picture, generator=seed(3))
     assert torch.equal(drawn, trainee.backbone.encode(picture, generator=seed(3)))
 

@@ -9,14 +9,15 @@ from torch import Tensor
 from train_helpers import StopAfter, equal_files, make_pictures, tiny
 
 from alignsr.core.backbones import load_backbone, open_multi_step
-from alignsr.core.lora_files import read_adapter
+from alignsr.core.lora import Adapter
+from alignsr.core.lora_files import read_adapter, save_adapter
 from alignsr.core.sobolev import SobolevNorm
-from alignsr.core.weights import read_info
+from alignsr.core.weights import WeightsError, read_info
 from alignsr.train import negatives
 from alignsr.train.config import ConfigError, published
 from alignsr.train.drift import DivergedError, DriftGuard, GuardConfig, complain_of_energies
 from alignsr.train.loop import Loop, NonFiniteError, Stopped
-from alignsr.train.multi_step import ADVERSARY, POLICY, SFT
+from alignsr.train.multi_step import ADVERSARY, POLICY, SFT, MultiStepModelConfig, build_trainee, tiny_adapter
 from alignsr.train.recipes import load_config
 from alignsr.train.recipes import sobolev_dpo as recipe
 from alignsr.train.state import checkpoints
@@ -155,7 +156,7 @@ def test_the_gradient_pulls_to_the_winner_and_away_from_the_loser(pictures, tmp_
 
 
 def test_order_zero_in_the_recipe_is_euclidean(pictures, tmp_path):
-    """L has no meaning at s = 0: two length scales give one run, bit for bit."""
+    """L has no meaning at s = 0: two length scales give one run, bit for bit, and its energies are mean squares."""
     runs = [
         recipe.train(
             tiny(FLUX, pictures, **QUIET, **FOUR, preference__order=0.0, preference__length_scale=length), tmp_path / str(length)
@@ -163,6 +164,8 @@ def test_order_zero_in_the_recipe_is_euclidean(pictures, tmp_path):
         for length in (1.0, 50.0)
     ]
     assert [e["loss"] for e in runs[0].logs] == [e["loss"] for e in runs[1].logs]
+    x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(SobolevNorm(0.0, 50.0).energy(x), x.square().flatten(1).mean(1))
 
 
 def test_raw_beta_is_the_mean_weight_times_normalized_beta(pictures, tmp_path):
@@ -291,9 +294,76 @@ def test_nan_in_training_stops_with_step_and_band(pictures, tmp_path, monkeypatc
     assert checkpoints(tmp_path / "run")[-1].stem.endswith("2")
 
 
+SWITCHES = {
+    "control branch of FLUX.1": (
+        FLUX,
+        {"model__control": "tiny", "model__adapter": "", "model__lora_scope": "", "model__condition_stride": 0},
+    ),
+    "control branch of SD 2": (SD, {"model__control": "tiny", "model__adapter": "", "model__version": "sd2"}),
+    "posterior samples": (SD, {"model__posterior": "sample"}),
+    "bf16": (FLUX, {"model__precision": "bf16", "run__precision": "bf16"}),
+    "half condition": (FLUX, {"model__condition_stride": 2}),
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_what_the_recipe_says_that_it_supports_trains(switch, pictures, tmp_path):
+    name, sets = SWITCHES[switch]
+    logs = recipe.train(tiny(name, pictures, **QUIET, **FOUR, **sets), tmp_path / "run").logs
+    assert logs[0]["preference"] == pytest.approx(math.log(2), abs=1e-6)
+    assert all(entry["grad_norm"] > 0 and math.isfinite(entry["loss"]) for entry in logs)
+    assert logs[-1]["margin"] != 0
+
+
+@pytest.mark.parametrize("name", ["tiny-asasr-ablation-energy", "tiny-asasr-ablation-closed-form"])
+def test_recomputed_blocks_change_nothing_where_passes_with_gradient_follow_each_other(name, pictures, tmp_path):
+    """Of 3.1, point 3: blocks run again under the adapters that are active in the backward pass."""
+    sets = {**QUIET, **FOUR, "adversary__optimizer__learning_rate": 1e-3} if "energy" in name else {**QUIET, **FOUR}
+    logs = [
+        recipe.train(tiny(name, pictures, **sets, model__use_checkpointing=on), tmp_path / str(on)).logs for on in (False, True)
+    ]
+    for plain, again in zip(*logs, strict=True):
+        for key in ("loss", "grad_norm", *(["adv/energy"] if "energy" in name else [])):
+            assert again[key] == pytest.approx(plain[key], rel=1e-3), key
+
+
+def test_the_guard_warns_where_it_is_told_to(pictures, tmp_path, caplog):
+    sets = {"run__steps": 6, "optimizer__learning_rate": 0.5, "schedule__warmup_steps": 0, "guard__window": 2}
+    with caplog.at_level("WARNING", logger="alignsr"):
+        result = recipe.train(tiny(FLUX, pictures, **QUIET, **sets, guard__action="warn"), tmp_path / "run")
+    assert result.step == 6
+    assert any("term preference has diverged" in record.message for record in caplog.records)
+
+
+def test_a_batch_is_what_its_pairs_are_one_by_one(pictures, tmp_path):
+    """Noise and time belong to the pair: one pass of four is four passes of one, and so are processes."""
+    sets = {**QUIET, "run__steps": 2, "schedule__warmup_steps": 0, "optimizer__learning_rate": 1e-4, "preference__beta": 20.0}
+    one = recipe.train(tiny(SD, pictures, **sets, run__batch_size=4), tmp_path / "one").logs
+    four = recipe.train(tiny(SD, pictures, **sets, run__batch_size=1, run__accumulation_steps=4), tmp_path / "four").logs
+    for ours, theirs in zip(one, four, strict=True):
+        for key in ("loss", "grad_norm", "chosen", "rejected", "reference_chosen"):
+            assert theirs[key] == pytest.approx(ours[key], rel=2e-3, abs=1e-6), key
+
+
+def test_an_adversary_on_another_base_is_refused(pictures, tmp_path):
+    """One that holds the widened convolution of another supervised training would replace the reference's."""
+    files = []
+    for number in (1, 2):
+        trainee = build_trainee(MultiStepModelConfig(backbone="stable_diffusion", source="tiny", precision="fp32"))
+        made = tiny_adapter(trainee.network, "stable_diffusion", number)
+        whole = {"conv_in.weight": torch.full_like(trainee.network.get_parameter("conv_in.weight"), 0.01 * number)}
+        files.append(save_adapter(tmp_path / f"{number}.safetensors", Adapter(made.state, made.info, full=whole)).as_posix())
+    sets = {**QUIET, "model__adapter": files[0]}
+    recipe.train(tiny(SD, pictures, **sets, adversary__adapter=files[0]), tmp_path / "same")
+    with pytest.raises(WeightsError, match=r"2.safetensors: expected the conv_in.weight of .*1.safetensors"):
+        recipe.train(tiny(SD, pictures, **sets, adversary__adapter=files[1]), tmp_path / "other")
+
+
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
+        ({"preference__weighting": "gap", "run__batch_size": 1}, "preference.weighting: expected .uniform."),
+        ({"model__precision": "4bit"}, "quantised layers take no adapter"),
         ({"preference__order": -1.0}, "order: expected s of at least 0"),
         ({"preference__beta": 0.0}, "beta: expected a number above 0"),
         ({"lora__rank": 0}, "expected a rank of at least 1"),
