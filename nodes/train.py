@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,11 +116,15 @@ def check_name(name: str, out_name: str) -> None:
         raise ConfigError(f"{key}: expected letters, digits, '.', '_' or '-', got {name!r}; leave out the rest")
 
 
-def run_folder(root: Path, config: Any, resume: bool) -> Path:
-    """`<name>-<hash of the config>`; without resume the first of -2, -3, ... that is not there yet."""
+def run_folder(root: Path, config: Any, resume: bool, learned_from: Mapping[str, str] | None = None) -> Path:
+    """`<name>-<hash of the config>`; without resume the first of -2, -3, ... that is not there yet.
+
+    What the config names by a path alone comes before the hash, see `finished_weights`: each content has a folder of its own.
+    """
     from ..train.config import config_hash
 
-    folder = root / f"{config.name}-{config_hash(config)}"
+    contents = "".join(f"-{value[:8]}" for value in (learned_from or {}).values())
+    folder = root / f"{config.name}{contents}-{config_hash(config)}"
     count = 2
     fresh = folder
     while not resume and fresh.exists():
@@ -196,6 +200,7 @@ def run_recipe(
     *,
     tables: Mapping[str, Any] | None = None,
     vram_bytes: int = 2**31,
+    learned_from: Callable[[Any], Mapping[str, str]] | None = None,
 ) -> FinishedRun:
     """Train by a recipe inside a workflow, or find the finished run.
 
@@ -210,6 +215,7 @@ def run_recipe(
         changes: see `read_config`.
         tables: see `read_config`.
         vram_bytes: how much the host is asked to free before training.
+        learned_from: of a config, what `finished_weights` is to find in the header of its weights.
 
     Raises:
         ConfigError: see `read_config`; also a config of another recipe.
@@ -224,8 +230,9 @@ def run_recipe(
     kind = next(name for name, known in RECIPES.items() if known is recipe)
     if kind not in kinds:
         raise ConfigError(f"config: expected one of the recipe {' or '.join(kinds)}, got {kind}; {node} cannot use its result")
-    folder = run_folder(host.output_dir() / RUNS, settings, resume)
-    weights = finished_weights(folder, settings)
+    contents = learned_from(settings) if learned_from is not None else {}
+    folder = run_folder(host.output_dir() / RUNS, settings, resume, contents)
+    weights = finished_weights(folder, settings, contents)
     if weights is None:
         host.free_memory(vram_bytes)
         LOGGER.info("%s: training in %s", node, folder)

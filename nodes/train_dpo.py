@@ -100,6 +100,8 @@ class PerceptualDPOTrainer:
         weighting: str = FROM_CONFIG,
         picks: int = 0,
     ) -> dict[str, Any]:
+        from ..train.recipes.perceptual_dpo import learned_from
+
         data: dict[str, Any] = {"pairs": str(_pairs(preferences.strip()))} if preferences.strip() else {}
         data |= {"weights": weighting} if weighting != FROM_CONFIG else {}
         data |= {"picks": picks} if picks else {}
@@ -118,6 +120,7 @@ class PerceptualDPOTrainer:
             resume,
             tables=tables,
             vram_bytes=2**40,  # everything that the host can give back
+            learned_from=learned_from,
         )
         model, adapter = trained_policy(run)
         shown = (str(run.weights), model, run.curve, run.log, run.losses)

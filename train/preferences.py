@@ -17,11 +17,14 @@ from torch import Tensor
 
 from ..core.preferences import pair_table, unusable
 from ..core.records import PreferenceBatch
+from ..core.weights import read_info
 from .candidates.curate import PAIRS, REWARDS
 from .candidates.store import CandidateStore, GroupEntry
 from .candidates.tables import read_table
 from .sources import DataError
+from .state import checkpoints
 
+FINGERPRINT = "preferences"  # where checkpoints and weight files say what they have learned from
 COLUMNS = ("group", "chosen", "rejected", "gap", "intra", "inter")
 
 
@@ -36,6 +39,7 @@ class PreferenceData:
         held_out: leave out the pairs of so many pictures, the last ones; the weights of the rest have a mean of 1 again.
 
     Attributes:
+        path: of the table.
         held_out: numbers of the groups that are left out.
 
     Raises:
@@ -47,6 +51,7 @@ class PreferenceData:
         path = Path(folder).expanduser()
         path = path if path.suffix == ".parquet" else path / PAIRS
         columns, self.info = read_table(path, COLUMNS)
+        self.path = path
         self.store = CandidateStore(path.parent)
         if self.info.get("sampling") != self.store.manifest["hash"]:
             raise DataError(
@@ -77,6 +82,18 @@ class PreferenceData:
         """Changes with the candidates, the pairs and their order."""
         rows = torch.stack([self._groups, self._chosen, self._rejected]).numpy().tobytes()
         return hashlib.sha256(f"{self.store.manifest['hash']}:{self.seed}:".encode() + rows).hexdigest()[:16]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with whatever is learned from: the candidates, the pairs and, unless all count the same, their weights.
+
+        A table is curated anew in place: its path does not tell one from another, this does.
+        """
+        made = hashlib.sha256(self.store.manifest["hash"].encode())
+        weights = torch.ones_like(self._weights) if self.uniform else self._weights
+        for column in (self._groups, self._chosen, self._rejected, weights):
+            made.update(column.numpy().tobytes())
+        return made.hexdigest()[:16]
 
     @property
     def scale(self) -> int:
@@ -136,6 +153,17 @@ class PreferenceData:
                 "sample with data.gt_patch_px, or train with a batch size of 1"
             )
         return torch.stack(parts)
+
+
+def require_same_pairs(folder: Path, data: PreferenceData) -> None:
+    """Raise DataError where the newest checkpoint of a run folder has learned from other pairs, or from other weights of them."""
+    found = checkpoints(folder)
+    there = read_info(found[-1]).get("extra", {}).get(FINGERPRINT) if found else None
+    if there not in (None, data.fingerprint):
+        raise DataError(
+            f"data.pairs: expected the pairs that the run in {folder} began with ({there}), got others ({data.fingerprint}) in "
+            f"{data.path}; curate them as they were, or choose another run folder"
+        )
 
 
 def _without(columns: dict[str, Any], held_out: Sequence[int]) -> dict[str, Any]:

@@ -61,8 +61,14 @@ def save_network(path: Path, network: nn.Module, config: Any, step: int, header:
     return save_weights(path, tensors, {**header, **facts, "config": to_mapping(config)})
 
 
-def finished_weights(folder: Path, config: Any) -> Path | None:
-    """The weight file of a run that reached its last step, else None. Intervals of logs and previews may differ."""
+def finished_weights(folder: Path, config: Any, learned_from: Mapping[str, str] | None = None) -> Path | None:
+    """The weight file of a run that reached its last step, else None. Intervals of logs and previews may differ.
+
+    Args:
+        folder: run folder.
+        config: of the run.
+        learned_from: entries that the file's header must have: what the config says by a path alone, whose content may change.
+    """
     path = folder / f"{config.name}.safetensors"
     if not path.is_file():
         return None
@@ -72,4 +78,5 @@ def finished_weights(folder: Path, config: Any) -> Path | None:
     except (WeightsError, ConfigError) as error:
         LOGGER.warning("%s; training again from the last checkpoint", error)
         return None
+    is_same = is_same and all(info.get(key) == value for key, value in (learned_from or {}).items())
     return path if is_same and info.get("step") == config.run.steps else None

@@ -78,6 +78,20 @@ def test_inputs_change_the_config(host: Any) -> None:
     assert read_info(Path(by_name[0]))["config"]["data"]["pairs"] == str(folder)
 
 
+def test_pairs_curated_anew_in_the_same_file_are_trained_on_anew(host: Any) -> None:
+    run, trainer = scored("pixel"), PerceptualDPOTrainer()
+    one = CuratePreferences().curate(run, picks=1)[0]
+    before = trainer.train("tiny-dp2o-pixel", one, QUIET, "curated")["result"]
+    kept = Path(before[0]).read_bytes()
+    two = CuratePreferences().curate(run, picks=2)[0]
+    assert two == one, "the table lies where it lay"
+    after = trainer.train("tiny-dp2o-pixel", two, QUIET, "curated")["result"]
+    assert after[0] != before[0] and Path(after[0]).read_bytes() != kept == Path(before[0]).read_bytes()
+    assert read_info(Path(after[0]))["preferences"] != read_info(Path(before[0]))["preferences"]
+    CuratePreferences().curate(run, picks=1)
+    assert trainer.train("tiny-dp2o-pixel", one, QUIET, "curated")["result"][0] == before[0], "as it was: found again"
+
+
 def test_mistakes_are_one_sentence(host: Any) -> None:
     trainer, pairs = PerceptualDPOTrainer(), preferences("pixel")
     with pytest.raises(

@@ -1,6 +1,7 @@
 """The recipe `perceptual_dpo`: what it trains, what it leaves alone, its loss, logs, guard, and that it resumes exactly."""
 
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -12,12 +13,14 @@ from alignsr.core.backbones import load_backbone, open_multi_step
 from alignsr.core.lora_files import read_adapter
 from alignsr.core.weights import WeightsError, load_state_dict, read_info
 from alignsr.train import guard
-from alignsr.train.candidates import load_candidates_config
+from alignsr.train.candidates import CandidateStore, curate_folder, load_candidates_config
+from alignsr.train.candidates.record import read_config
 from alignsr.train.config import ConfigError, published
 from alignsr.train.loop import NonFiniteError, SilentHooks, Stopped
 from alignsr.train.policy import trained_file
 from alignsr.train.recipes import load_config
 from alignsr.train.recipes import perceptual_dpo as recipe
+from alignsr.train.session import finished_weights
 from alignsr.train.sources import DataError
 from alignsr.train.state import checkpoints
 
@@ -155,6 +158,32 @@ def test_errors_computed_beforehand_give_the_same_training(name, sets, runs, con
     files[2].write_bytes(files[2].read_bytes()[:-4])
     with pytest.raises(DataError, match=r"00000002-0\.npy: expected the reference's errors, got .*; delete the file"):
         recipe.train(shared, tmp_path / "damaged")
+
+
+def test_a_run_does_not_go_on_with_pairs_that_were_curated_anew(runs, controls, tmp_path):
+    folder = shutil.copytree(runs["pixel"], tmp_path / "pairs")
+    config = dpo("tiny-dp2o-pixel", folder, **QUIET, **FOUR)
+    settings, store = read_config(folder), CandidateStore(folder)
+    with pytest.raises(Stopped):
+        recipe.train(config, tmp_path / "run", StopAfter(2))
+    there = checkpoints(tmp_path / "run")
+    curate_folder(store, settings.reward, replace(settings.pairs, picks=1))
+    with pytest.raises(DataError, match=r"data\.pairs: expected the pairs that the run in .* began with \(\w{16}\), got others"):
+        recipe.train(config, tmp_path / "run", resume=True)
+    with pytest.raises(DataError, match=r"curate them as they were, or choose another run folder"):
+        curate_folder(store, replace(settings.reward, weights={"psnr_y": 9.0, "ssim_y": 1, "lsd": 1, "hf_energy": 1, "sharpness": 1}),
+                      settings.pairs)  # fmt: skip
+        recipe.train(config, tmp_path / "run", resume=True)
+    assert checkpoints(tmp_path / "run") == there
+    curate_folder(store, settings.reward, settings.pairs)
+    result = recipe.train(config, tmp_path / "run", resume=True)
+    assert finished_weights(tmp_path / "run", config, recipe.learned_from(config)) == result.weights
+    curate_folder(store, settings.reward, replace(settings.pairs, picks=1))
+    assert finished_weights(tmp_path / "run", config, recipe.learned_from(config)) is None
+    uniform = replace(config, data=replace(config.data, weights="uniform", picks=2))
+    same = recipe.learned_from(uniform)
+    curate_folder(store, settings.reward, settings.pairs)
+    assert recipe.learned_from(replace(uniform, data=replace(uniform.data, picks=0))) == same, "weights that nobody reads"
 
 
 class AtOnce(SilentHooks):

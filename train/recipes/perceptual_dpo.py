@@ -38,7 +38,7 @@ from ..one_step_files import showing
 from ..policy import Policy, build_policy, check_policy, save_policy
 from ..preference_sampling import as_sampled, before_and_after, check_candidates, check_latents
 from ..preference_step import PairState, errors, figures, first_index, labels, pair_state
-from ..preferences import PreferenceData
+from ..preferences import FINGERPRINT, PreferenceData, require_same_pairs
 from ..processes import make_accelerator
 from ..prompts import PROMPTS, Tell, prompt_teller
 from ..reference_errors import ReferenceErrors, precompute
@@ -132,6 +132,8 @@ def train(
     """
     folder, hooks = Path(folder), hooks or SilentHooks()
     data = open_data(config)
+    if resume:
+        require_same_pairs(folder, data)
     settings = check_candidates(config.model.backbone, config.model.scale, data)
     with training(config.run.seed):
         policy = open_policy(config, model_folders)
@@ -145,6 +147,7 @@ def train(
             policy.forget_reference()
         parts = {PART: Trained(policy.part, config.optimizer, config.schedule)}
         loop = Loop(config, config.run, parts, folder, hooks, resume)
+        loop.state.extra[FINGERPRINT] = data.fingerprint
         sampled, drawn = as_sampled(policy.backbone, settings, loop)
         probe = Probe(config.guard, drawn, data.store, data.held_out, tell, loop.device) if config.guard.pictures else None
         guard = Guard(config.guard, probe, folder, loop.state.extra.setdefault("guard", {}))
@@ -181,7 +184,7 @@ def train(
         weights = folder / f"{config.name}.safetensors"
         if loop.is_main:
             with showing(policy.part, loop.averaged(PART)):
-                facts = _info(config, loop.state.step) | {"stopped": guard.stopped, "best_step": best}
+                facts = _info(config, loop.state.step, data) | {"stopped": guard.stopped, "best_step": best}
                 save_policy(policy, weights, facts, config.model.save_dtype)
         loop.finish()
         return TrainResult(folder, weights, folder / "curve.png", tuple(loop.logs), loop.state.step)
@@ -200,6 +203,15 @@ def open_data(config: PerceptualDpoConfig) -> PreferenceData:
         picks=config.data.picks,
         held_out=config.guard.pictures,
     )
+
+
+def learned_from(config: PerceptualDpoConfig) -> dict[str, str]:
+    """What the header of this config's weights says of the pairs that they were learned from, as these are now.
+
+    Raises:
+        DataError: see `PreferenceData`.
+    """
+    return {FINGERPRINT: open_data(config).fingerprint}
 
 
 def open_policy(config: PerceptualDpoConfig, model_folders: Sequence[str | Path] = ()) -> Policy:
@@ -277,14 +289,15 @@ def _report(
         if loop.is_due(config.run.preview_every):
             loop.show(before_and_after(sampled, data, drawn, tell, loop.device))
         if loop.is_due(config.run.export_every):
-            save_policy(policy, loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors", _info(config, step))
+            save_policy(policy, loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors", _info(config, step, data))
 
 
-def _info(config: PerceptualDpoConfig, step: int) -> dict[str, Any]:
+def _info(config: PerceptualDpoConfig, step: int, data: PreferenceData) -> dict[str, Any]:
     return {
         "name": config.name,
         "scale": config.model.scale,
         "licence": config.licence,
         "step": step,
+        FINGERPRINT: data.fingerprint,
         "config": to_mapping(config),
     }
