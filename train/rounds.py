@@ -158,7 +158,8 @@ def run_rounds(
 
     Args:
         config: the whole config.
-        folder: run folder; gets `round-0/candidates`, `round-0/training`, ... and `rounds.json`.
+        folder: run folder; gets `round-0/candidates`, `round-0/training`, ... and `rounds.json`. What is sampled after the last
+            round lies where those of a further round do.
         watch: the host of the candidates' stages.
         hooks: the host of training.
         model_folders: where models are looked for.
@@ -180,7 +181,7 @@ def run_rounds(
         scores = read_scores(sampled.folder / SCORES)
         first = first or scores
         training = training_of(config, number, start, sampled.folder)
-        weights = finished_weights(place / "training", training)
+        weights = finished_weights(place / "training", training, perceptual_dpo.learned_from(training))
         if weights is None:
             weights = perceptual_dpo.train(training, place / "training", hooks, True, model_folders).weights
         found.append(_noted(number, config, first, scores, sampled, weights, folder))
@@ -189,7 +190,8 @@ def run_rounds(
     assert start is not None and first is not None
     if config.measure_last:
         last = candidates_of(config, config.rounds, start)
-        sampled = run_candidates(last, folder / "last", watch=watch, until="score", model_folders=model_folders)
+        place = folder / f"round-{config.rounds}" / "candidates"  # where a further round finds them, should one follow
+        sampled = run_candidates(last, place, watch=watch, until="score", model_folders=model_folders)
         found.append(Round(config.rounds, **compared(first, read_scores(sampled.folder / SCORES), config)))
         _record(folder, config, found)
     return RoundsResult(folder, tuple(found), start)

@@ -83,14 +83,18 @@ def test_adapters_add_up_over_rounds(tmp_path):
 
 
 def test_noises_are_never_drawn_twice_and_more_rounds_may_follow(tmp_path):
-    config = rounds("tiny-dp2o-online-pixel", pictures(tmp_path / "gt", 3), measure_last=False)
+    config = rounds("tiny-dp2o-online-pixel", pictures(tmp_path / "gt", 3))
+    assert config.measure_last, "as published"
     for noise in ("shared", "own"):
         mine = replace(config, candidates=replace(config.candidates, sampling=replace(config.candidates.sampling, noise=noise)))
         seeds = [seed for number in range(3) for seed in seeds_of(candidates_of(mine, number, None), 1)]
         assert len(set(seeds)) == len(seeds) == 12
     two = run_rounds(config, tmp_path / "run")
     three = run_rounds(replace(config, rounds=3), tmp_path / "run")
-    assert three.rounds[:2] == two.rounds and len(three.rounds) == 3
+    assert three.rounds[:2] == two.rounds[:2] and len(three.rounds) == 4
+    last, third = two.rounds[2], three.rounds[2]
+    assert (last.reward, last.spread, last.worst) == (third.reward, third.spread, third.worst), "sampled once"
+    assert not last.weights and third.weights and three.rounds[3].number == 3
     with pytest.raises(DataError, match="expected an empty folder or rounds of this config, got those of another"):
         run_rounds(replace(config, training=replace(config.training, name="other")), tmp_path / "run")
 
