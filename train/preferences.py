@@ -58,7 +58,7 @@ class PreferenceData:
                 f"{path}: expected pairs of the candidates beside it, got those of another sampling; curate them again"
             )
         self.seed, self.uniform = seed, uniform
-        self.held_out = tuple(range(len(self.store.names)))[len(self.store.names) - held_out :] if held_out else ()
+        self.held_out = tuple(range(len(self.store.names)))[max(0, len(self.store.names) - held_out) :] if held_out else ()
         if picks:
             columns = _paired_anew(path.parent, picks, self.held_out)
         elif held_out:
