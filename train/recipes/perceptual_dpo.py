@@ -102,6 +102,12 @@ class PerceptualDpoConfig:
         if self.run.precision == "fp16":
             raise ValueError('run.precision: expected "bf16" or "fp32", got "fp16"; errors that differ by 1e-4 count')
 
+        if self.train == "control" and self.run.precision == "fp32" and self.model.precision != "fp32":
+            raise ValueError(
+                f'run.precision: expected "bf16" beside model.precision "{self.model.precision}" for the control branch, which is '
+                'fp32, got "fp32"; set it, or model.precision to "fp32"'
+            )
+
     @property
     def logit_scale(self) -> float:
         """What multiplies the difference of errors: beta / 2."""
