@@ -48,7 +48,7 @@ def killed_at(number: int, train) -> None:
     train()
 
 
-def kill_and_go_on(train, folder, kills: int, seed: str) -> int:
+def kill_and_go_on(train, folder, kills: int, seed: str, share: float = 0.6) -> int:
     """Train into folder/whole; then into folder/killed, killed at random moments and resumed.
 
     Args:
@@ -56,6 +56,7 @@ def kill_and_go_on(train, folder, kills: int, seed: str) -> int:
         folder: of both runs.
         kills: at most.
         seed: of the moments.
+        share: of the uninterrupted run's events, among which the moments of each part are drawn: less leaves more to go on with.
 
     Returns:
         How many times it was killed.
@@ -63,7 +64,7 @@ def kill_and_go_on(train, folder, kills: int, seed: str) -> int:
     assert wait(in_child(lambda: count_events(lambda: train(folder / "whole"), folder / "events"))) == 0
     total, rng, done = int((folder / "events").read_text()), random.Random(seed), 0
     while done < kills:
-        place = 1 + int(rng.random() * total * 0.6)
+        place = 1 + int(rng.random() * total * share)
         code = wait(in_child(lambda place=place: killed_at(place, lambda: train(folder / "killed"))))
         if code != -signal.SIGKILL:
             assert code == 0

@@ -104,8 +104,8 @@ class PerceptualDpoConfig:
 
         if self.train == "control" and self.run.precision == "fp32" and self.model.precision != "fp32":
             raise ValueError(
-                f'run.precision: expected "bf16" beside model.precision "{self.model.precision}" for the control branch, which is '
-                'fp32, got "fp32"; set it, or model.precision to "fp32"'
+                f'run.precision: expected "bf16" beside model.precision "{self.model.precision}" where control is trained, got '
+                '"fp32"; set it, or model.precision to "fp32"'
             )
 
     @property
