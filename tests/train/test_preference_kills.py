@@ -30,7 +30,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(kind, reference,
         guard__every=4, loss__reference=reference, run__preview_every=6,
     )  # fmt: skip
     kills = kill_and_go_on(
-        lambda folder: perceptual_dpo.train(config, folder, resume=True), tmp_path, KILLS, f"kills:{kind}:{reference}", 0.3
+        lambda folder: perceptual_dpo.train(config, folder, resume=True), tmp_path, KILLS, f"kills:{kind}:{reference}", 0.45
     )
     assert kills == KILLS
     assert_same(tmp_path, config.name)
