@@ -22,11 +22,13 @@ def prompt_for(name: str) -> dict[str, Any]:
     return {
         "1": node(
             "AlignSRSFTTrainer", config="tiny-asasr-sft-flux", data_folder="photos", overrides=SHORT, out_name=f"{name}-sft",
+            resume=True,
         ),
         "2": node("AlignSRArtefactFolder", folder="artefacts"),
         "3": node(
             "AlignSRAdversaryTrainer", config="tiny-asasr-adversary-flux", overrides=f"{SHORT}\nartefacts.holdout=0",
             out_name=f"{name}-adversary", sft=["1", 5], artefacts=["2", 0],
+            resume=True,
         ),
         POLICY: node(
             "AlignSRSobolevDPOTrainer", config="tiny-asasr-flux", data_folder="photos", overrides=LONG, out_name=name,
@@ -34,10 +36,15 @@ def prompt_for(name: str) -> dict[str, Any]:
             sft=["1", 5], adversary=["3", 5], order=1.0,
         ),
         "5": node("LoadImage", image="wide.png"),
-        "6": node("AlignSRMultiStepSR", model=[POLICY, 1], image=["5", 0], scale=4, steps=2, tile_px=128, overlap_px=16),
+        "6": node(
+            "AlignSRMultiStepSR", model=[POLICY, 1], image=["5", 0], scale=4, steps=2, tile_px=128, overlap_px=16, seed=0,
+            sampler="auto", color_fix="adain", guidance=-1.0, control_scale=1.0, shift=0.0, seeds="same", batch_size=1,
+        ),
         "7": node("PreviewImage", images=["6", 0]),
         "8": node("PreviewAny", source=[POLICY, 0]),
-        "9": node("AlignSRSaveLoRA", lora=[POLICY, 6], filename_prefix=f"alignsr/{name}"),
+        "9": node(
+            "AlignSRSaveLoRA", lora=[POLICY, 6], filename_prefix=f"alignsr/{name}", file_format="alignsr", precision="as it is"
+        ),
     }  # fmt: skip
 
 
