@@ -10,12 +10,13 @@ from alignsr.core.images import crop_to_multiple, quantize_8bit, to_rgb
 from alignsr.core.metrics import score
 from alignsr.core.resize import bicubic, imresize, imresize_uint8
 from alignsr.core.restore import restore
+from alignsr.core.sampling import restore_multi_step
 from alignsr.core.spectral import periodic_energy_score
-from alignsr.core.weights import ASSETS, bundled_autoencoders, bundled_models, read_info
+from alignsr.core.weights import ASSETS, bundled_autoencoders, bundled_models, read_info, single_pass_models
 from paths import SHARED
 from reference.formula import U
 
-NAMES = ("lite-real-x4", "lite-x4", "pixel-x4")
+NAMES = ("lite-real-x4", "lite-x4", "pixel-flow-x4", "pixel-x4")
 STAGES_BEFORE = {"lite-real-x4": ("lite-real-x4-start",)}
 needs_data = pytest.mark.skipif(
     not (SHARED / "data" / "set5").is_dir(), reason="the benchmark pictures (../shared/data) are not here"
@@ -43,6 +44,7 @@ def pairs(dataset):
 
 def test_exactly_these_models_are_bundled():
     assert tuple(bundled_models()) == NAMES
+    assert single_pass_models() == [name for name in NAMES if name != "pixel-flow-x4"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,6 +148,58 @@ def test_the_transformer_leaves_no_grid_and_an_injected_one_is_found():
             found.append(float(periodic_energy_score((sr + grid(sr, period)).clamp(0, 1)) / truth))
     assert sum(ratios) / len(ratios) <= 1.10
     assert all(min(found) > 1.10 for found in injected.values())
+
+
+def sampled(lq, seeds, **options):
+    with torch.inference_mode():
+        return restore_multi_step(load_backbone("pixel-flow-x4"), lq, scale=4, seeds=seeds, color_fix="none", **options).sr
+
+
+def test_the_flow_invents_detail_that_differs_by_seed_around_a_faithful_mean():
+    """On its own kind of input: the mean of a few seeds is near bicubic in PSNR, samples are sharper and lie around it."""
+    gt = photograph()[0][..., 100:228, 150:278]
+    lq = degrade(gt, "mild", seeds=[0], scale=4).lq
+    plain = bicubic(lq, (128, 128)).clamp(0, 1)
+    found = sampled(lq, range(6))
+    mean = found.mean(0, keepdim=True)
+
+    def psnr(sr):
+        return float(score("psnr_y", quantize_8bit(sr), gt, scale=4))
+
+    def roughness(image):
+        return float((image[..., 1:] - image[..., :-1]).square().mean())
+
+    assert psnr(mean) > psnr(plain) - 0.4
+    assert sum(psnr(one[None]) for one in found) / 6 < psnr(mean) - 0.5
+    spread = found.std(0)
+    assert 0.005 < float(spread.mean()) < 0.1
+    assert roughness(found[0]) > 1.3 * roughness(plain)
+    assert 0.4 < roughness(found[0]) / roughness(gt) < 1.5
+    assert torch.equal(found[2], sampled(lq, [2])[0])
+
+
+def test_the_flow_answers_to_states_of_its_own_process():
+    """Its error on noisy states is far below that of what was known before training."""
+    gt = photograph()[0][..., 100:228, 150:278]
+    lq = degrade(gt, "mild", seeds=[0], scale=4).lq
+    model = load_backbone("pixel-flow-x4")
+    untrained = type(model)(model.options)
+    z, z_lq = 2 * gt - 1, 2 * bicubic(lq, (128, 128)).clamp(0, 1) - 1
+    draw = torch.Generator().manual_seed(0)
+    times = model.process.draw_times(24, generator=draw)
+    noise = torch.randn(24, 3, 128, 128, generator=draw)
+    errors = []
+    with torch.inference_mode():
+        for one in (model, untrained):
+            noisy = one.process.add_noise(z.expand(24, -1, -1, -1), noise, times)
+            answer = one.predict(noisy, times, z_lq.expand(24, -1, -1, -1))
+            errors.append(float((answer - one.process.target(z.expand(24, -1, -1, -1), noise)).square().mean()))
+    assert errors[0] < 0.6 * errors[1]
+
+
+def test_one_pass_of_a_model_that_is_sampled_from_noise_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"sigma: expected a noise level, pixel-flow-x4 has no default.*Multi-Step SR"):
+        up("pixel-flow-x4", torch.rand(1, 3, 8, 8))
 
 
 def grid(like, period):
