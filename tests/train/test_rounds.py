@@ -89,6 +89,8 @@ def test_noises_are_never_drawn_twice_and_more_rounds_may_follow(tmp_path):
         mine = replace(config, candidates=replace(config.candidates, sampling=replace(config.candidates.sampling, noise=noise)))
         seeds = [seed for number in range(3) for seed in seeds_of(candidates_of(mine, number, None), 1)]
         assert len(set(seeds)) == len(seeds) == 12
+        looked = [seed for number in range(3) for seed in seeds_of(candidates_of(mine, number, None), 1, fresh=4)]
+        assert not set(seeds) & set(looked), "the probe of a round looks at none that a later round trains on"
     two = run_rounds(config, tmp_path / "run")
     three = run_rounds(replace(config, rounds=3), tmp_path / "run")
     assert three.rounds[:2] == two.rounds[:2] and len(three.rounds) == 4

@@ -28,6 +28,8 @@ MODEL = "model.json"  # facts of what was sampled: its size decides what a study
 PREVIEW_EVERY_S = 5.0
 SHOWN = 8  # candidates of a preview
 
+FRESH = 1 << 19  # noises for looking at a model in training begin so far after the first; a picture has 2^20 of its own
+
 Draw = Callable[[Group, Sequence[int]], tuple[Tensor, Tensor]]
 """(group, seeds) -> pictures [m, 3, H, W] float in [0, 1] and latents [m, C, y, x]."""
 
@@ -38,10 +40,10 @@ def seeds_of(config: CandidatesConfig, group: int, fresh: int = 0) -> list[int]:
     Args:
         config: the whole config.
         group: number of the picture.
-        fresh: in place of the candidates' own, so many that none of them has.
+        fresh: in place of the candidates' own, so many that none of them has, nor those of later rounds (`train/rounds.py`).
     """
     sampling = config.sampling
-    first = sampling.first + (sampling.candidates if fresh else 0)
+    first = sampling.first + (FRESH if fresh else 0)
     numbers = range(first, first + (fresh or sampling.candidates))
     if sampling.noise == "shared":
         return [sampling.seed + k for k in numbers]
