@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.adapters import AdapterStack
+from ..core.backbones.base import Adjustable
 from ..core.diffusion import MultiStepBackbone
 from ..core.lora import load_attached
 from ..core.lora_files import read_adapter
@@ -75,6 +76,17 @@ class Policy:
     def forget_reference(self) -> None:
         """Let the reference's own control branch go, once its errors are known."""
         self.original = None
+
+    def adjust(self, *, guidance: float | None, control_scale: float) -> None:
+        """Tell both models another guidance, None: the one they have, or weigh their control branches otherwise.
+
+        Raises:
+            ValueError: not a number in range, or a weight other than 1 without a control branch.
+        """
+        if isinstance(self.backbone, Adjustable):
+            self.trainee.backbone = self.backbone.adjusted(guidance=guidance, control_scale=control_scale)
+        if isinstance(self.original, Adjustable):
+            self.original = self.original.adjusted(guidance=guidance, control_scale=control_scale)
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """All modules of both, each once."""

@@ -14,10 +14,12 @@ from alignsr.core.lora_files import read_adapter
 from alignsr.core.weights import WeightsError, load_state_dict, read_info
 from alignsr.train import guard
 from alignsr.train.candidates import CandidateStore, curate_folder, load_candidates_config
-from alignsr.train.candidates.record import read_config
+from alignsr.train.candidates.record import read_config, write_config
 from alignsr.train.config import ConfigError, published
 from alignsr.train.loop import NonFiniteError, SilentHooks, Stopped
 from alignsr.train.policy import trained_file
+from alignsr.train.preference_sampling import check_candidates
+from alignsr.train.preferences import PreferenceData
 from alignsr.train.recipes import load_config
 from alignsr.train.recipes import perceptual_dpo as recipe
 from alignsr.train.session import finished_weights
@@ -47,7 +49,7 @@ def kind_of(name):
 
 def light(name, runs, controls, **sets):
     kind = kind_of(name)
-    branch = {} if kind == "pixel" else {"model__control": controls[kind].as_posix()}
+    branch = {} if kind == "pixel" else {"model__control": controls[kind].as_posix(), "data__any_model": True}
     return dpo(name, runs[kind], **(QUIET | branch | sets))
 
 
@@ -184,6 +186,51 @@ def test_a_run_does_not_go_on_with_pairs_that_were_curated_anew(runs, controls, 
     same = recipe.learned_from(uniform)
     curate_folder(store, settings.reward, settings.pairs)
     assert recipe.learned_from(replace(uniform, data=replace(uniform.data, picks=0))) == same, "weights that nobody reads"
+
+
+def test_candidates_of_another_model_are_refused_unless_they_are_meant(runs, controls, tmp_path):
+    branch, flux = (controls[kind].as_posix() for kind in ("sd2", "flux"))
+    pixel = tmp_path / "flow.safetensors"
+    pixel.touch()
+    for name, sets, message in (
+        (
+            "tiny-dp2o-sd2",
+            {"model__control": branch},
+            r"model\.control: expected tiny, with which the candidates in .* got .*sd2-3",
+        ),
+        ("tiny-dp2o-sd2", {"model__network": branch}, r"model\.network: expected none, with which .*; sample .* data\.any_model"),
+        ("tiny-dp2o-pixel", {"model__source": pixel.as_posix()}, r"model\.source: expected tiny, with which"),
+        ("tiny-dp2o-flux", {"model__guidance": 3.0}, r"model\.guidance: expected 2\.5, with which .* got 3\.0"),
+        ("tiny-dp2o-flux", {"train": "lora", "model__adapter": flux}, r"model\.adapter: expected none, with which .*flux-3"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            recipe.train(dpo(name, runs[kind_of(name)], **QUIET, **sets), tmp_path / "run")
+    meant = dpo("tiny-dp2o-flux", runs["flux"], **QUIET, data__any_model=True, model__guidance=3.0)
+    assert recipe.train(meant, tmp_path / "meant").step == 1
+    assert check_candidates(replace(meant.model, guidance=-1.0), PreferenceData(runs["flux"], 0)).sampling.guidance == 2.5
+    made = shutil.copytree(runs["sd2"], tmp_path / "made")
+    settings = read_config(made)
+    write_config(replace(settings, model=replace(settings.model, control=branch)), made)
+    there = replace(dpo("tiny-dp2o-sd2", made).model, control=controls["sd2"].name)
+    assert check_candidates(there, PreferenceData(made, 0), folders=[controls["sd2"].parent]), "a name and a path of one file"
+
+
+@pytest.mark.parametrize("train", ["control", "control_lora"])
+def test_policy_and_reference_are_told_what_the_candidates_model_was(train, runs, controls, tmp_path, monkeypatch):
+    """Trap 5.14: embedded guidance of sampling, and the weight of the control branch, in training, for both models."""
+    folder = shutil.copytree(runs["flux"], tmp_path / "pairs")
+    settings = read_config(folder)
+    write_config(replace(settings, sampling=replace(settings.sampling, guidance=7.0, control_scale=0.5)), folder)
+    told, original = [], recipe.errors
+
+    def noted(backbone, state, autocast):
+        told.append((backbone.guidance, backbone.control_scale))
+        return original(backbone, state, autocast)
+
+    monkeypatch.setattr(recipe, "errors", noted)
+    sets = {"train": train, "model__guidance": -1.0, "model__control": controls["flux"].as_posix(), "data__any_model": True}
+    log = recipe.train(dpo("tiny-dp2o-flux", folder, **{**QUIET, **sets, "lora__rank": 4}), tmp_path / "run").logs[-1]
+    assert set(told) == {(7.0, 0.5)} and log["margin"] == 0
 
 
 class AtOnce(SilentHooks):

@@ -29,14 +29,14 @@ from ...core.checks import check_range
 from ...core.losses.preference import PairEnergies, preference_terms
 from ...core.records import PreferenceBatch
 from ..candidates.config import CandidatesConfig
-from ..config import OptimizerConfig, RunConfig, ScheduleConfig, positive, run_only, to_mapping
+from ..config import OptimizerConfig, RunConfig, ScheduleConfig, added, positive, run_only, to_mapping
 from ..guard import Guard, GuardConfig, Probe
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult, autocast_for
 from ..multi_step import AdapterConfig, Autocast, MultiStepModelConfig
 from ..one_step import DTYPES
 from ..one_step_files import showing
 from ..policy import Policy, build_policy, check_policy, save_policy
-from ..preference_sampling import as_sampled, before_and_after, check_candidates, check_latents
+from ..preference_sampling import as_sampled, before_and_after, check_candidates, check_latents, tell_as_sampled
 from ..preference_step import PairState, errors, figures, first_index, labels, pair_state
 from ..preferences import FINGERPRINT, PreferenceData, require_same_pairs
 from ..processes import make_accelerator
@@ -56,6 +56,7 @@ class PairsDataConfig:
     pairs: str = "runs/candidates"  # run folder of `alignsr candidates`, or the path of its pairs.parquet
     weights: Literal["hpo", "uniform"] = "hpo"  # of pairs: the table's (reward gap x spread of the picture's rewards), or all 1
     picks: int = 0  # N, to pair the candidates anew by their rewards, 1 is best against worst; 0: the table as it was curated
+    any_model: bool = added(False)  # true: the candidates may be of other weights or another guidance than [model] says
     workers: int = run_only(0)  # threads that prepare coming batches
 
 
@@ -140,9 +141,10 @@ def train(
     data = open_data(config)
     if resume:
         require_same_pairs(folder, data)
-    settings = check_candidates(config.model.backbone, config.model.scale, data)
+    settings = check_candidates(config.model, data, any_model=config.data.any_model, folders=model_folders)
     with training(config.run.seed):
         policy = open_policy(config, model_folders)
+        tell_as_sampled(policy, config.model, settings)
         check_latents(policy.backbone.spec, data)
         device = make_accelerator().device
         policy.to(device)
