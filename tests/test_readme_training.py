@@ -9,8 +9,10 @@ import pytest
 from alignsr.core.losses.lpips import LPIPS_FILE, VGG16_FILE
 from alignsr.core.losses.perceptual import VGG19_FILE
 from alignsr.core.networks.clip_critic import CLIP_FILES
+from alignsr.train.candidates import load_candidates_config
 from alignsr.train.config import published
 from alignsr.train.recipes import load_config
+from alignsr.train.rounds import load_rounds_config
 from paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,6 +30,40 @@ def test_both_steps_of_aesop_are_shown() -> None:
 def test_a_training_command_reads(command: list[str]) -> None:
     config = load_config(command[2], [value for flag, value in itertools.pairwise(command) if flag == "--set"])[1]
     assert config.name == command[2]
+
+
+OTHERS = [
+    (name, [value for flag, value in itertools.pairwise(command) if flag == "--set"])
+    for command in (
+        shlex.split(line.rstrip("\\"), comments=True) for line in README.splitlines() if re.match(r"(alignsr|torchrun) ", line)
+    )
+    for kind, name in itertools.pairwise(command)
+    if kind in ("candidates", "dp2o")
+]
+
+
+@pytest.mark.parametrize(("name", "sets"), OTHERS)
+def test_commands_of_preference_pairs_read(name: str, sets: list[str]) -> None:
+    if "-online-" in name:
+        assert load_rounds_config(name, sets).rounds > 1
+    else:
+        assert load_candidates_config(name, sets).name == name
+
+
+def test_preference_training_reads_the_pairs_of_the_model_that_is_sampled() -> None:
+    """The commands of the section as they are printed, one after the other: same folder, same model."""
+    assert len(OTHERS) >= 6
+    sampled = load_candidates_config(*OTHERS[0]).model
+    (command,) = (command for command in COMMANDS if command[2] == "dp2o-pixel")
+    trained = load_config("dp2o-pixel", [value for flag, value in itertools.pairwise(command) if flag == "--set"])[1]
+    assert trained.data.pairs == "runs/pairs" and trained.model.source == sampled.source == "pixel-flow-x4"
+
+
+@pytest.mark.parametrize("name", ["dp2o-sd2", "dp2o-flux", "dp2o-flux-lora"])
+def test_eight_processes_take_the_published_pairs_as_readme_says(name: str) -> None:
+    told = README.partition("are `run.batch_size` x")[2].partition(f"`{name}`")[2]
+    found = re.search(r"`--set run\.accumulation_steps=(\d+)`", told)
+    assert found and load_config(name)[1].run.batch_size * int(found[1]) * 8 == 1024
 
 
 def test_step_two_takes_what_step_one_writes() -> None:
