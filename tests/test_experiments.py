@@ -160,6 +160,9 @@ def test_dp2o_on_a_pixel_model(data: Path, tmp_path: Path, monkeypatch: pytest.M
     report = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
     assert [row["method"] for row in report["rows"]] == [experiment.START, *experiment.METHODS]
     assert len(report["directions"]) == len(experiment.DIRECTIONS) + 1
+    assert {line["verdict"] for line in report["directions"]} == {"within noise"}, "one seed says nothing"
+    assert experiment.verdict([0.1, 0.12, 0.11], 1) == "reproduces" and experiment.verdict([0.1, 0.12, 0.11], -1) == "contradicts"
+    assert experiment.verdict([0.1, -0.05, 0.02], 1) == experiment.verdict([0.0, 0.0], 1) == "within noise"
     assert all(len(line["differences"]) == 1 for line in report["directions"])
     assert all(row["worst"] <= row["reward"] <= row["best"] for row in report["rows"])
     assert (tmp_path / "rows.png").stat().st_size > 5_000

@@ -180,21 +180,30 @@ DIRECTIONS = (  # (the paper's claim, method, figure, minus that of, sign that i
 )
 
 
+def verdict(gaps: Sequence[float], sign: int) -> str:
+    """`reproduces`, `contradicts`, or `within noise`: a mean that is not beyond twice its standard error over seeds says nothing.
+
+    A single seed has no standard error and says nothing either.
+    """
+    mean = statistics.fmean(gaps)
+    if len(gaps) < 2 or abs(mean) <= 2 * statistics.stdev(gaps) / len(gaps) ** 0.5:
+        return "within noise"
+    return "reproduces" if sign * mean > 0 else "contradicts"
+
+
 def directions(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Every direction as differences per seed, and whether their mean has the paper's sign."""
+    """Every direction as differences per seed, and what they say of the paper's sign; see `verdict`."""
     by = {(row["method"], row["seed"]): row for row in rows}
     found: list[dict[str, Any]] = []
     for claim, method, figure, other, sign in DIRECTIONS:
         if all((name, seed) in by for name in (method, other) for seed in seeds):
             gaps = [by[method, seed][figure] - by[other, seed][figure] for seed in seeds]
-            found.append({"claim": claim, "differences": gaps, "reproduces": sign * statistics.fmean(gaps) > 0})
+            found.append({"claim": claim, "differences": gaps, "verdict": verdict(gaps, sign)})
     if all((name, seed) in by for name in (PAPER, START) for seed in seeds):
         gaps = [
             by[PAPER, s]["worst"] - by[START, s]["worst"] - (by[PAPER, s]["best"] - by[START, s]["best"]) for s in seeds
         ]  # fmt: skip
-        found.append(
-            {"claim": "the worst gains more than the best (D6)", "differences": gaps, "reproduces": statistics.fmean(gaps) > 0}
-        )
+        found.append({"claim": "the worst gains more than the best (D6)", "differences": gaps, "verdict": verdict(gaps, 1)})
     return found
 
 
@@ -267,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = directions(rows, options.seeds)
     for line in lines:
         gaps = ", ".join(f"{gap:+.4f}" for gap in line["differences"])
-        print(f"{line['claim']}: {gaps}: {'reproduces' if line['reproduces'] else 'does not reproduce'}")
+        print(f"{line['claim']}: {gaps}: {line['verdict']}")
     if options.json:
         report = json.dumps({"rows": rows, "directions": lines, "curves": curves}, indent=2)
         write_atomic(options.json, lambda temporary: temporary.write_text(report + "\n", encoding="utf-8"))
