@@ -3,6 +3,7 @@
 While the margin between chosen and rejected samples grows, held-out reward may already fall (dp2o-sr.md 4.4, 4.9 D3).
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core.metrics import Scorer, hybrid_reward, require_available, spec_of
 from ..core.metrics.ranking import score_ranges
-from ..core.weights import load_into, load_state_dict, save_weights
+from ..core.weights import load_into, load_state_dict, read_info, save_weights
 from .candidates.config import CandidatesConfig
 from .candidates.model import drawer
 from .candidates.sample import make_group
@@ -24,6 +25,7 @@ from .candidates.store import Candidates, CandidateStore
 from .config import ConfigError
 from .prompts import Tell
 
+LOGGER = logging.getLogger("alignsr")
 BEST = "best.safetensors"
 
 
@@ -223,9 +225,18 @@ class Guard:
             self.state["stopped"] = f"the error on chosen samples lies {drift:.1%} above the reference's at step {step}"
 
     def restore_best(self, part: nn.Module) -> int:
-        """Put the best weights back, if anybody looked; returns their step."""
+        """Put the best weights back, if anybody looked; returns their step.
+
+        An interruption between a look and the next checkpoint leaves weights of a look that is forgotten. On a CPU the run comes
+        by them again; where it does not, their step is told all the same.
+        """
         path = self.folder / BEST
         if self.probe is None or not path.is_file():
             return 0
         load_into(part, load_state_dict(path), str(path))
-        return self.best_step
+        step = int(read_info(path)["step"])
+        if step != self.best_step:
+            LOGGER.warning(
+                "%s: of step %d, seen before an interruption; the best since then is step %d", path, step, self.best_step
+            )
+        return step

@@ -5,13 +5,13 @@ One file per step and process, written whole: rows (place in the sequence, row o
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.records import PreferenceBatch
 from ..core.weights import write_atomic
@@ -22,6 +22,26 @@ from .preferences import PreferenceData
 from .sources import DataError
 
 ROW = np.dtype([("index", "<i8"), ("pair", "<i8"), ("chosen", "<f4"), ("rejected", "<f4")])
+
+
+SAMPLED = 64  # values of each tensor that tell weights apart
+
+
+def weights_digest(modules: Iterable[tuple[str, nn.Module]], without: str = "") -> str:
+    """Tells models apart by values spread over each of their tensors, wherever the weights came from.
+
+    Args:
+        modules: named modules.
+        without: leave out tensors with this in their name.
+    """
+    made = hashlib.sha256()
+    for part, module in modules:
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            if isinstance(tensor, Tensor) and not (without and without in name):
+                flat = tensor.detach().reshape(-1)
+                some = flat[:: max(1, len(flat) // SAMPLED)].cpu().contiguous()
+                made.update(f"{part}.{name}:{tuple(tensor.shape)}:".encode() + some.view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()[:16]
 
 
 class ReferenceErrors:

@@ -162,6 +162,18 @@ def test_errors_computed_beforehand_give_the_same_training(name, sets, runs, con
         recipe.train(shared, tmp_path / "damaged")
 
 
+def test_errors_of_a_branch_that_was_written_anew_are_computed_anew(runs, controls, tmp_path):
+    branch, cache = tmp_path / "branch.safetensors", tmp_path / "cache"
+    sets = {"loss__reference": "precomputed", "loss__reference_cache": cache.as_posix(), "model__control": branch.as_posix()}
+    for number, seed in enumerate((3, 4, 3)):
+        shutil.copy(write_control(tmp_path, "sd2", seed), branch)
+        log = recipe.train(light("tiny-dp2o-sd2", runs, controls, **sets), tmp_path / str(number)).logs[-1]
+        assert log["policy_chosen"] == log["reference_chosen"] and len(list(cache.iterdir())) == (1, 2, 2)[number]
+    init = {"train": "control_lora", "lora__rank": 2}
+    recipe.train(light("tiny-dp2o-sd2", runs, controls, **sets, **init), tmp_path / "lora")
+    assert len(list(cache.iterdir())) == 3
+
+
 def test_a_run_does_not_go_on_with_pairs_that_were_curated_anew(runs, controls, tmp_path):
     folder = shutil.copytree(runs["pixel"], tmp_path / "pairs")
     config = dpo("tiny-dp2o-pixel", folder, **QUIET, **FOUR)
@@ -320,6 +332,18 @@ def test_the_guard_stops_at_a_falling_reward_and_gives_the_best_weights(runs, co
     before = result.weights.read_bytes()
     again = recipe.train(config, tmp_path / "run", resume=True)
     assert again.step == 4 and again.weights.read_bytes() == before
+
+
+def test_weights_of_a_look_that_is_forgotten_are_told_by_their_own_step(tmp_path, monkeypatch, caplog):
+    rewards = iter([0.5, 0.6])
+    probe = object.__new__(guard.Probe)
+    monkeypatch.setattr(guard.Probe, "look", lambda self, backbone: guard.Look(next(rewards), 0.1, 0.2, torch.zeros(1)))
+    watch, part = guard.Guard(guard.GuardConfig(pictures=1), probe, tmp_path, {}), torch.nn.Linear(2, 2)
+    watch.look(0, None, part)
+    watch.look(8, None, part)
+    assert watch.restore_best(part) == 8 and not caplog.records
+    watch.state["history"].pop()  # the checkpoint that a killed run goes on from knows nothing of it
+    assert watch.best_step == 0 and watch.restore_best(part) == 8 and "of step 8, seen before an interruption" in caplog.text
 
 
 def test_the_guard_stops_at_a_drift(runs, controls, tmp_path):

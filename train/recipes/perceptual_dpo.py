@@ -32,7 +32,7 @@ from ..candidates.config import CandidatesConfig
 from ..config import OptimizerConfig, RunConfig, ScheduleConfig, added, positive, run_only, to_mapping
 from ..guard import Guard, GuardConfig, Probe
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult, autocast_for
-from ..multi_step import AdapterConfig, Autocast, MultiStepModelConfig
+from ..multi_step import POLICY, AdapterConfig, Autocast, MultiStepModelConfig
 from ..one_step import DTYPES
 from ..one_step_files import showing
 from ..policy import Policy, build_policy, check_policy, save_policy
@@ -41,7 +41,7 @@ from ..preference_step import PairState, errors, figures, first_index, labels, p
 from ..preferences import FINGERPRINT, PreferenceData, require_same_pairs
 from ..processes import make_accelerator
 from ..prompts import PROMPTS, Tell, prompt_teller
-from ..reference_errors import ReferenceErrors, precompute
+from ..reference_errors import ReferenceErrors, precompute, weights_digest
 from ..session import training
 
 LOGGER = logging.getLogger("alignsr")
@@ -267,6 +267,9 @@ def _precomputed(
         **{key: getattr(run, key) for key in ("precision", "batch_size", "accumulation_steps", "seed")},
         **{key: getattr(config.loss, key) for key in ("sigma_grid", "prompt_dropout")},
         "pairs": data.digest,
+        "train": config.train,  # a control branch that is trained whole is in float32, in the reference too
+        # paths and names do not tell weights apart that were written anew
+        "weights": weights_digest((policy.original or policy.backbone).modules(), without=f".{POLICY}."),
     }
     cache = config.loss.reference_cache or folder / CACHE
     known = ReferenceErrors(cache, facts, int(accelerator.process_index), processes)
