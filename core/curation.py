@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -180,6 +180,7 @@ def study(
     settings: Sequence[tuple[int, int]] | None = None,
     *,
     weights: Mapping[str, float] | None = None,
+    ranges: Callable[[Sequence[Tensor]], Tensor] | None = None,
 ) -> list[Setting]:
     """What each (M, N) would make of one set of candidates: the first M of every group, normalised by themselves.
 
@@ -188,6 +189,7 @@ def study(
         metrics: K names.
         settings: pairs (M, N); None: all of `settings_up_to`.
         weights: of the metrics, as in `hybrid_reward`.
+        ranges: gives those of the metrics, [K, 2], that normalise all groups alike, from the first M of every group.
 
     Returns:
         One entry per setting that some group can fill, in the order asked for.
@@ -205,7 +207,9 @@ def study(
     for candidates, picks in settings or settings_up_to(most):
         check_positive_int(candidates, "candidates", low=2, high=most)
         check_positive_int(picks, "picks", high=candidates // 2)
-        rewards = [hybrid_reward(group[:candidates], metrics, weights=weights) for group in scores if len(group) >= candidates]
+        first = [group[:candidates] for group in scores if len(group) >= candidates]
+        fixed = ranges(first) if ranges is not None and first else None
+        rewards = [hybrid_reward(group, metrics, weights=weights, ranges=fixed) for group in first]
         setting = measure(rewards, candidates, picks)
         found += [setting] if setting is not None else []
     if not found:

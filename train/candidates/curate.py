@@ -42,6 +42,13 @@ class Curation:
     dropped: Mapping[int, str]
 
 
+def ranges_of(metrics: Sequence[str], config: RewardConfig, groups: Sequence[Tensor]) -> Tensor:
+    """The metrics' ranges of a fixed normalisation, [K, 2]: the config's, or those of all groups together."""
+    if config.ranges:
+        return torch.tensor([config.ranges[name] for name in metrics], dtype=torch.float64)
+    return score_ranges(torch.cat(list(groups)))
+
+
 def rewards_of(scores: Scores, config: RewardConfig, candidates: int = 0) -> tuple[Tensor, ...]:
     """One reward per candidate of every group.
 
@@ -54,12 +61,7 @@ def rewards_of(scores: Scores, config: RewardConfig, candidates: int = 0) -> tup
         ValueError: no group with a usable candidate, or weights that do not fit the metrics.
     """
     groups = [group[:candidates] if candidates else group for group in scores.groups]
-    ranges = None
-    if config.normalization == "fixed":
-        if config.ranges:
-            ranges = torch.tensor([config.ranges[name] for name in scores.metrics], dtype=torch.float64)
-        else:
-            ranges = score_ranges(torch.cat(groups))
+    ranges = ranges_of(scores.metrics, config, groups) if config.normalization == "fixed" else None
     weights = config.weights or None
     return tuple(hybrid_reward(group, scores.metrics, weights=weights, ranges=ranges) for group in groups)
 

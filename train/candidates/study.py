@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ from ...core.curation import (
 from ...core.curation_pictures import HEADER, published_picture, settings_rows, study_picture
 from ...core.metrics.table import aligned
 from ...core.weights import write_atomic
+from ..config import from_mapping
 from ..sources import DataError
+from .config import RewardConfig
+from .curate import ranges_of
 from .sample import MODEL
 from .score import SCORES, Scores, read_scores
 
@@ -107,21 +111,24 @@ def _columns(best: BestOf) -> tuple[Sequence[Any], ...]:
     return best.counts, best.best, best.mean, best.worst
 
 
-def study_scores(scores: Scores, parameters: float, *, most: int = 0, weights: dict[str, float] | None = None) -> Study:
+def study_scores(scores: Scores, parameters: float, *, most: int = 0, reward: RewardConfig | None = None) -> Study:
     """The study of a table of scores.
 
     Args:
         scores: the table.
         parameters: of the model that is going to be trained.
         most: use the first so many candidates of each picture; 0: all.
-        weights: of the metrics; None: full-reference and other metrics half each.
+        reward: weights and normalisation; None: full-reference and other metrics half each, per group.
 
     Raises:
         ValueError: fewer than two candidates, or none that differ.
     """
     groups = [group[:most] if most else group for group in scores.groups]
     largest = max(len(group) for group in groups)
-    settings = tuple(study(groups, scores.metrics, weights=weights))
+    told = reward or RewardConfig()
+    weights, is_fixed = told.weights or None, told.normalization == "fixed"
+    ranges = partial(ranges_of, scores.metrics, told) if is_fixed else None
+    settings = tuple(study(groups, scores.metrics, weights=weights, ranges=ranges))
     best = best_of(evaluation_rewards(groups, scores.metrics, weights=weights))
     return Study(settings, best, recommend(parameters, largest), scores.metrics, len(groups))
 
@@ -145,7 +152,7 @@ def study_folder(folder: Path, *, parameters: float = 0.0, most: int = 0, out: P
     """Study the scores of a run folder and write the result.
 
     Args:
-        folder: run folder with scores; the weights of its config's reward count.
+        folder: run folder with scores; its config's reward counts, weights and normalisation.
         parameters: of the model that is going to be trained; 0: of the one that was sampled.
         most: see `study_scores`.
         out: folder for `study.json`, `study.csv`, `study.png` and `published.png`; None: `study` inside the run folder.
@@ -157,7 +164,7 @@ def study_folder(folder: Path, *, parameters: float = 0.0, most: int = 0, out: P
         DataError: no scores, or the model's size is not known.
     """
     scores = read_scores(folder / SCORES)
-    found = study_scores(scores, parameters or model_parameters(folder), most=most, weights=_weights(folder, scores))
+    found = study_scores(scores, parameters or model_parameters(folder), most=most, reward=_reward(folder, scores))
     target = out or folder / FOLDER
     for name, picture in found.pictures().items():
         write_atomic(target / f"{name}.png", lambda part, picture=picture: picture.save(part, format="PNG"))
@@ -167,10 +174,12 @@ def study_folder(folder: Path, *, parameters: float = 0.0, most: int = 0, out: P
     return found, target
 
 
-def _weights(folder: Path, scores: Scores) -> dict[str, float] | None:
-    """The weights in the run's config, where they are for these metrics."""
+def _reward(folder: Path, scores: Scores) -> RewardConfig | None:
+    """The reward in the run's config, where it is for these metrics."""
     try:
-        weights = json.loads((folder / "config.json").read_text(encoding="utf-8"))["reward"]["weights"]
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))["reward"]
+        reward = from_mapping(RewardConfig, values)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return weights if weights and set(weights) == set(scores.metrics) else None
+    fits = all(not table or set(table) == set(scores.metrics) for table in (reward.weights, reward.ranges))
+    return reward if fits else None

@@ -8,6 +8,8 @@ from candidates_helpers import pictures, run, small
 from PIL import Image
 
 from alignsr.train.candidates import read_scores, study_folder, study_scores
+from alignsr.train.candidates.config import PairsConfig, RewardConfig
+from alignsr.train.candidates.curate import curate
 from alignsr.train.sources import DataError
 
 
@@ -58,6 +60,12 @@ def test_weights_of_the_config_count(folder):
     weighted = study_folder(folder, parameters=1e9)[0]
     assert weighted.settings[0].mean_gap == 1.0, "one metric alone: best 1, worst 0"
     assert weighted.settings[3].mean_gap != pytest.approx(plain.settings[3].mean_gap, abs=1e-6)
+    config["reward"] |= {"weights": {}, "normalization": "fixed"}
+    (folder / "config.json").write_text(json.dumps(config))
+    fixed = study_folder(folder, parameters=1e9)[0].settings[-1]
+    made = curate(scores, RewardConfig(normalization="fixed"), PairsConfig(picks=fixed.picks)).table
+    assert fixed.candidates == 8 and fixed.mean_gap == pytest.approx(float(made.gap.mean())), "what curation makes of them"
+    assert fixed.mean_gap != pytest.approx(plain.settings[-1].mean_gap, abs=1e-6)
     assert study_scores(scores, 1e9).settings[0].mean_gap == plain.settings[0].mean_gap
     with pytest.raises(DataError, match="expected a Parquet table, found none"):
         study_folder(folder / "study", parameters=1e9)
