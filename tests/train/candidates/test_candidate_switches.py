@@ -2,7 +2,7 @@
 
 import torch
 from candidates_helpers import pictures, run, small
-from preference_helpers import dpo, sample
+from preference_helpers import dpo, sample, write_control
 
 from alignsr.train.candidates import CandidateStore, load_candidates_config, run_candidates
 from alignsr.train.recipes import perceptual_dpo
@@ -24,9 +24,9 @@ def test_a_shared_cache_gives_another_run_its_scores(tmp_path, monkeypatch):
 
 
 def test_sampler_and_control_scale_change_the_candidates(tmp_path):
-    data, found = pictures(tmp_path / "gt", 1), []
+    data, found, branch = pictures(tmp_path / "gt", 1), [], write_control(tmp_path, "sd2")  # the tiny one changes nothing
     for number, more in enumerate(("", 'sampling.sampler="ddim"', "sampling.control_scale=0.25")):
-        sets = [f'data.folders=["{data.as_posix()}"]', *filter(None, [more])]
+        sets = [f'data.folders=["{data.as_posix()}"]', f'model.control="{branch.as_posix()}"', *filter(None, [more])]
         folder = tmp_path / str(number)
         run_candidates(load_candidates_config("tiny-dp2o-candidates-sd2", sets), folder, until="sample")
         store = CandidateStore(folder)
