@@ -1,7 +1,8 @@
 """ASASR's directions on a real model and real pictures: preferences on pixel-flow-x4, three seeds, Set5 and Set14.
 
 python benchmarks/experiments/asasr_pixel.py --data DIR --out RUNS [--gan WEIGHTS] [--seeds 0 1 2] [--methods ...]
-    [--steps 100] [--adversary-steps 300] [--json FILE] [--picture FILE]
+    [--steps 100] [--adversary-steps 300]
+    [--set KEY=VALUE --label NAME] [--json FILE] [--picture FILE]
 
 Per seed: an adversary (recipe `flow_sft` on artefacts, an adapter on pixel-flow-x4) learns to restore as ESRGAN, RealSR-JPEG and
 BSRGAN did RealSRSet's pictures and, with --gan, as a GAN-trained model of ours does BSDS500's; then policies are trained with the
@@ -155,7 +156,7 @@ def train(seed: int, options: argparse.Namespace, folders: Sequence[str]) -> dic
     file = json.dumps(str(adversary.with_name(f"{adversary.stem}-adapter.safetensors")))
     found: dict[str, Path] = {}
     for method in options.methods:
-        name = file_name(method, seed)
+        name = file_name(method, *filter(None, [options.label]), seed)
         sets = [f'name="{name}"', f"data.folders={training_folders(options.data)}", f"adversary.adapter={file}"]
         found[method] = trained(HERE / "asasr_pixel.toml", [*sets, *METHODS[method], *seeded], options.out / name)
     return found
@@ -230,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="only these")
     parser.add_argument("--sets", nargs="+", default=["set5", "set14"], help="what is measured on")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the config of every policy")
+    parser.add_argument("--label", default="", help="in the names of the policies' runs, where --steps or --set differ")
     parser.add_argument("--train-only", action="store_true", help="leave the measuring to a later call")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     parser.add_argument("--picture", type=Path, help="also draw the figures here, as PNG")
