@@ -156,9 +156,11 @@ def train(
         raise ValueError(f"{config}: expected a TOML file, got {got}; {hint}")
     if not find_config(config).is_file():
         names = [name for name in published() if not name.startswith("tiny-")]
+        near = did_you_mean(str(config), names)
+        few = "README lists them, such as lite-x4, aesop-rrdb-128, strsr-flux2-klein-stage1, asasr-flux and dp2o-sd2"
         raise FileNotFoundError(
             f"config: expected a TOML file or the name of a published config, found no {str(config)!r}; "
-            f"{did_you_mean(str(config), names)}"
+            f"{near if len(near) < 200 else few}"  # there are too many to list them all
         )
     recipe, settings = load_config(config, sets or [])
     folder = as_folder(out) if out else Path("runs") / f"{settings.name}-{config_hash(settings)}"

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import sys
 
@@ -23,6 +24,7 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+MOST_ENDS = 3
 EVENTS = ("open", "os.rename", "os.mkdir")
 
 
@@ -63,12 +65,17 @@ def kill_and_go_on(train, folder, kills: int, seed: str, share: float = 0.6) -> 
     """
     assert wait(in_child(lambda: count_events(lambda: train(folder / "whole"), folder / "events"))) == 0
     total, rng, done = int((folder / "events").read_text()), random.Random(seed), 0
+    ends = 0
     while done < kills:
         place = 1 + int(rng.random() * total * share)
         code = wait(in_child(lambda place=place: killed_at(place, lambda: train(folder / "killed"))))
-        if code != -signal.SIGKILL:
+        if code != -signal.SIGKILL:  # it came to its end before its moment: the kills that are left fall into another run
             assert code == 0
-            break
+            ends += 1
+            if ends > MOST_ENDS:
+                break
+            shutil.rmtree(folder / "killed")
+            continue
         done += 1
     assert wait(in_child(lambda: train(folder / "killed"))) == 0
     return done

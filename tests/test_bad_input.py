@@ -469,11 +469,11 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
     ),
     "weights that are no adapter, run": (
         lambda p: strsr(p, n3__lora_name="model.safetensors"),
-        "model.safetensors: expected an adapter of flux2_klein or z_image",
+        "model.safetensors: expected pairs of",
     ),
     "weights that are no adapter, convert": (
         lambda p: ["models", "convert", p.model, "-o", p.out / "x.safetensors"],
-        "model.safetensors: expected an adapter of flux2_klein or z_image",
+        "model.safetensors: expected pairs of",
     ),
     # their training
     "no transformer and no autoencoder, train": (
@@ -526,7 +526,7 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
     ),
     "weights that are no adapter, train": (
         lambda p: p.one_step(f'model.init="{p.model.as_posix()}"'),
-        "model.safetensors: expected an adapter of flux2_klein or z_image",
+        "model.safetensors: expected pairs of",
     ),
     "a run to go on from that is none, train": (
         lambda p: p.one_step(f'start_from="{(p.folder / "pictures").as_posix()}"'),

@@ -88,7 +88,10 @@ ROWS: dict[str, tuple[Callable[[Place], list[str]], str]] = {
         "guard.metrics: expected some of psnr_y, ssim_y, lsd, hf_energy, sharpness, got lpips; score them first",
     ),
     "weights of a metric missing": (lambda p: p.candidates('scoring.metrics=["psnr_y", "musiq"]'), "musiq"),
-    "weights of the model missing": (lambda p: p.train('model.source="gone.safetensors"'), "found no 'gone.safetensors'"),
+    "weights of the model missing": (
+        lambda p: p.train('model.source="gone.safetensors"', "data.any_model=true"),
+        "found no 'gone.safetensors'",
+    ),
     "image sizes differ in a group": (lambda p: made_elsewhere(p, True), "candidates of a group have one size"),
     "image sizes differ in a batch": (
         lambda p: p.train("run.batch_size=2", pairs=of_different_sizes(p)),

@@ -144,7 +144,7 @@ def test_11_the_error_is_the_same_packed_and_unpacked():
 
 
 def test_13_the_factor_on_the_difference_of_mean_errors_is_2500():
-    config = PerceptualDpoConfig(model=MultiStepModelConfig(control="auto"))
+    config = PerceptualDpoConfig(model=MultiStepModelConfig(control="auto", precision="fp32"))
     assert config.loss.beta == 5000 and config.logit_scale == 2500
     assert DP2O_SR_LOGIT_SCALE == 2500
     delta, zero = torch.tensor([3e-4], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
