@@ -34,12 +34,13 @@ from common import file_name, mean_and_spread, trained, training_folders
 
 from alignsr.core.metrics import hybrid_reward
 from alignsr.core.metrics.ranking import score_ranges
-from alignsr.core.weights import write_atomic
+from alignsr.core.weights import read_info, write_atomic
 from alignsr.train.candidates import CandidatesConfig, build_candidates_config, curate, read_scores, run_candidates
 from alignsr.train.candidates.curate import write_curation
 from alignsr.train.candidates.score import SCORES, Scores
 from alignsr.train.candidates.store import CandidateStore
 from alignsr.train.config import apply_sets, find_config, read_toml
+from alignsr.train.state import checkpoints
 
 CONFIG = Path(__file__).with_name("dp2o_pixel.toml")
 START = "the start"
@@ -109,8 +110,8 @@ def train(seed: int, options: argparse.Namespace) -> tuple[dict[str, Path], dict
             *options.set,
         ]
         weights[method] = trained(CONFIG, sets, options.out / name)
-        log = [json.loads(line) for line in (options.out / name / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        curves[method] = [(entry["step"], entry["probe_reward"]) for entry in log if "probe_reward" in entry]
+        history = read_info(checkpoints(options.out / name)[-1])["extra"]["guard"]["history"]
+        curves[method] = [(step, reward) for step, reward, *_ in history]
     return weights, curves
 
 
