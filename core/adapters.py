@@ -104,10 +104,24 @@ class AdapterStack:
         """
         adapter.check(self.network)
         self.add(name, adapter.info["targets"], adapter.rank, alpha=adapter.scale * adapter.rank)
-        load_attached(self.network, adapter.state, adapter.source, name)
+        self.fill(name, adapter)
         for key, value in adapter.full.items():
             parameter = self.network.get_parameter(key)
             parameter.copy_(value)
+
+    @torch.no_grad()
+    def fill(self, name: str, adapter: Adapter) -> None:
+        """Give an adapter that was added the matrices of another one, so that it acts as that one; the B's make up for its alpha.
+
+        Raises:
+            WeightsError: another rank or other layers.
+            ValueError: an unknown name.
+        """
+        self._check((name,))
+        facts = self._facts[name]
+        ratio = adapter.scale * facts["rank"] / facts["alpha"]
+        state = {key: tensor * ratio if ".lora_B." in key else tensor for key, tensor in adapter.state.items()}
+        load_attached(self.network, state, adapter.source, name)
 
     def train(self, *names: str) -> list[nn.Parameter]:
         """Say which adapters are trained; from now on they alone have gradients, after every switch too.
@@ -188,6 +202,29 @@ def _is_of(key: str, name: str) -> bool:
     return ".lora_" in key and f".{name}." in key
 
 
+@torch.no_grad()
+def merged_state(owner: nn.Module, network: nn.Module, *adapters: Adapter) -> dict[str, Tensor]:
+    """The state of a module as if nothing were attached to it, with adapters' products added to the weights of their layers.
+
+        W + sum over adapters of (alpha / rank) B A, in float32 where anything is added
+
+    Args:
+        owner: the module whose names and tensors are wanted.
+        network: that module or one inside it, which holds the adapted layers.
+        adapters: for layers of `network`; their matrices may lie on another device.
+    """
+    plain = ((key, tensor) for key, tensor in owner.state_dict().items() if ".lora_" not in key)
+    state = {key.replace(".base_layer.", "."): tensor.detach() for key, tensor in plain}
+    root: Any = owner
+    prefix: str = next(name for name, module in root.named_modules() if module is network)
+    for adapter in adapters:
+        for layer in dict.fromkeys(name.rsplit(".lora_", 1)[0] for name in adapter.state):
+            key = f"{prefix}.{layer}.weight" if prefix else f"{layer}.weight"
+            down, up = (adapter.state[f"{layer}.lora_{half}.weight"].to(state[key].device, torch.float32) for half in "AB")
+            state[key] = torch.addmm(state[key].float(), up, down, alpha=adapter.scale)
+    return state
+
+
 def concatenate(*adapters: tuple[Adapter, float]) -> Adapter:
     """One adapter that acts as several together, exactly.
 
@@ -263,4 +300,4 @@ def _same_projector(adapters: Sequence[tuple[Adapter, float]]) -> Mapping[str, T
     return found[0] if found else {}
 
 
-__all__ = ["AdapterStack", "concatenate"]
+__all__ = ["AdapterStack", "concatenate", "merged_state"]

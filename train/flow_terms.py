@@ -51,14 +51,18 @@ def flow_terms(
     """
     process = backbone.process
     with torch.no_grad():
-        size = (batch.gt.shape[-2], batch.gt.shape[-1])
-        lq_up = bicubic(batch.lq, size, antialias=backbone.spec.is_antialiased).clamp(0, 1)
         z = encoded(backbone, to_model_range(batch.gt), draws, posterior).float()
-        z_lq = backbone.encode_lq(to_model_range(lq_up))  # the mean, as in sampling
+        z_lq = backbone.encode_lq(enlarged(backbone, batch))  # the mean, as in sampling
         noise, time = drawn(process, z, draws)
         noisy, target = process.add_noise(z, noise, time), process.target(z, noise)
     answer = backbone.predict(noisy, time, z_lq, told)
     return LossTerms({"flow": (answer.float() - target).square().flatten(1).mean(1)})
+
+
+def enlarged(backbone: MultiStepBackbone, batch: PairBatch) -> Tensor:
+    """The inputs at the size of the targets in [-1, 1], as sampling enlarges them."""
+    size = (batch.gt.shape[-2], batch.gt.shape[-1])
+    return to_model_range(bicubic(batch.lq, size, antialias=backbone.spec.is_antialiased).clamp(0, 1))
 
 
 def encoded(backbone: MultiStepBackbone, image: Tensor, draws: Sequence[Draw], posterior: str) -> Tensor:

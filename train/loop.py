@@ -23,7 +23,7 @@ from .data import sample_seed
 from .hooks import Hooks, SilentHooks, TrainResult
 from .optimize import learning_rate, make_average, make_optimizer
 from .prefetch import Prefetch, Samples
-from .processes import average_gradients, averaged_over_processes, make_accelerator, share_state
+from .processes import average_gradients, averaged_over_processes, first_index, make_accelerator, share_state
 from .state import TrainState, checkpoints
 
 __all__ = ["Hooks", "Loop", "NonFiniteError", "SilentHooks", "Stopped", "TrainResult", "Trained", "learning_rate", "make_average"]
@@ -193,11 +193,8 @@ class Loop:
                     f"stopped inside step {self.state.step + 1} of {self.run.steps}; finished steps are kept, "
                     "continue with --resume"
                 )
-            position = self.state.step * self.run.accumulation_steps + micro
-            place = position * self.batch_stride + int(self.accelerator.process_index) * self.run.batch_size
-            yield data.batch(self.first_sample + place, self.run.batch_size).to(
-                self.device, non_blocking=self.device.type == "cuda"
-            )
+            batch = data.batch(self.first_index(micro), self.run.batch_size)
+            yield batch.to(self.device, non_blocking=self.device.type == "cuda")
 
     def backward(self, name: str, terms: LossTerms, samples: tuple[str, ...]) -> None:
         """Check, average and differentiate the loss of one forward pass of part `name`.
@@ -279,8 +276,8 @@ class Loop:
 
     def first_index(self, micro: int) -> int:
         """Number of the first sample of this process's forward pass `micro` of the step."""
-        position = self.state.step * self.run.accumulation_steps + micro
-        return self.first_sample + position * self.batch_stride + int(self.accelerator.process_index) * self.run.batch_size
+        ranks = int(self.accelerator.num_processes), int(self.accelerator.process_index)
+        return self.first_sample + first_index(self.run, self.state.step, micro, *ranks)
 
     def stop_together(self, complaint: str) -> None:
         """Stop all processes where one of them has a complaint about what is not finite; empty: none.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core.adapters import AdapterStack, concatenate
+from ..core.adapters import AdapterStack, concatenate, merged_state
 from ..core.backbones import latent, open_multi_step
 from ..core.backbones.autoencoders import make_autoencoder
 from ..core.backbones.base import BackboneSpec
@@ -17,20 +17,21 @@ from ..core.backbones.latent import PRECISIONS
 from ..core.backbones.pixel import PixelBackbone
 from ..core.backbones.quantization import BITS, quantize
 from ..core.backbones.stable_diffusion_files import UNETS
+from ..core.conditioning import prompt_folder
 from ..core.diffusion import MultiStepBackbone, Process, as_multi_step
-from ..core.lora import BINDING_FACTS, LORA_TARGETS, Adapter, expected_state, load_attached, resolve_targets
-from ..core.lora_files import read_adapter, save_adapter
+from ..core.lora import BINDING_FACTS, LORA_TARGETS, Adapter, expected_state
+from ..core.lora_files import save_adapter
 from ..core.records import Conditioning
-from ..core.weights import WeightsError, find_model, save_weights
-from .candidates.model import tiny_pixel
+from ..core.weights import WeightsError, save_weights
+from .candidates.model import KEYS, tiny_pixel
 from .config import ConfigError, empty_table, run_only
 from .latent_cache import LatentCache
 from .one_step import DTYPES, PIXEL_TARGETS
-from .prompts import TINY
+from .prompts import PROMPTS, TINY, prompt_teller
+from .start import existing, named_adapter
 
 SFT, POLICY, ADVERSARY = "sft", "policy", "adv"
 RANDOM = "random"
-KEYS = ("diffusers", "diffusion_models", "checkpoints", "vae", "controlnet")
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def build_trainee(
         ValueError: an adapter of another backbone or scope.
         ConfigError: a pixel model that is not sampled from noise.
     """
-    sft = _read_adapter(config.adapter, folders) if config.adapter and config.adapter != TINY else None
+    sft = named_adapter(config.adapter, folders) if config.adapter and config.adapter != TINY else None
     facts = _facts(config)
     if sft is not None:
         facts = sft.agree(config.backbone, facts)
@@ -220,12 +221,10 @@ def add_adapter(
     alpha = config.alpha or float(config.rank)
     parameters = trainee.stack.add(name, targets, config.rank, alpha=alpha, generator=Generator().manual_seed(seed))
     if init:
-        start = _read_adapter(init, folders)
+        start = named_adapter(init, folders)
         _agree(trainee, start)
-        ratio = start.scale * config.rank / alpha
-        state = {key: tensor * ratio if ".lora_B." in key else tensor for key, tensor in start.state.items()}
+        trainee.stack.fill(name, start)
         with torch.no_grad():
-            load_attached(trainee.network, state, start.source, name)
             for key, value in start.full.items():
                 trainee.network.get_parameter(key).copy_(value)
     return parameters
@@ -238,7 +237,7 @@ def load_adapter(trainee: Trainee, name: str, file: str, folders: Sequence[str |
         MissingModelError, WeightsError, ValueError: as `build_trainee`.
     """
     kind = str(trainee.facts["backbone"])
-    adapter = tiny_adapter(trainee.network, kind, 2) if file == TINY else _read_adapter(file, folders)
+    adapter = tiny_adapter(trainee.network, kind, 2) if file == TINY else named_adapter(file, folders)
     _agree(trainee, adapter)
     trainee.stack.load(name, adapter)
     return adapter
@@ -262,6 +261,26 @@ def tiny_adapter(network: nn.Module, kind: str, seed: int, rank: int = 2, **info
     shapes = expected_state(network, targets, rank)
     state = {key: 0.1 * torch.randn(like.shape, generator=generator) for key, like in shapes.items()}
     return Adapter(state, {**info, "backbone": kind, "rank": rank, "alpha": float(rank), "targets": targets}, source=TINY)
+
+
+def one_prompt(
+    config: MultiStepModelConfig, backbone: Any, folder: Path, device: torch.device, folders: Sequence[str | Path]
+) -> Conditioning | None:
+    """What all pictures are told, [1, N, D]: encoded once and kept on disk, so that later runs need no text encoder.
+
+    Args:
+        config: table `model`.
+        backbone: the model.
+        folder: the run's; random text encoders keep their prompts there.
+        device: where the embeddings go.
+        folders: model folders.
+    """
+    tell = prompt_teller(
+        config.text, backbone, config.backbone,
+        folder=folder / PROMPTS if config.text == TINY else prompt_folder(), dtype=PRECISIONS[config.precision],
+        device=device, folders=folders,
+    )  # fmt: skip
+    return tell([config.prompt])
 
 
 def adapter_targets(kind: str) -> tuple[str, ...]:
@@ -311,32 +330,16 @@ def save_trained(
     alone = Adapter(state, made.info, source=name, full=whole)
     if is_pixel:
         save_adapter(path.with_name(f"{path.stem}-adapter.safetensors"), alone)
-        return _save_whole(trainee, made, path, info, dtype)
+        backbone: Any = trainee.backbone
+        acting = [made] if trainee.sft is None else [trainee.sft, made]
+        whole_state = merged_state(backbone.network, trainee.network, *acting)
+        header = {"backbone": "pixel", "architecture": "pixel", "options": dict(backbone.options)}
+        return save_weights(path, {key: tensor.to(dtype) for key, tensor in whole_state.items()}, {**info, **header})
     if trainee.sft is not None and with_reference:
         joined = concatenate((trainee.sft, 1.0), (alone, 1.0))
         both = Adapter({k: t.to(dtype) for k, t in joined.state.items()}, {**joined.info, **info}, source=name, full=joined.full)
         save_adapter(path.with_name(f"{path.stem}-with-sft.safetensors"), both)
     return save_adapter(path, alone)
-
-
-@torch.no_grad()
-def _save_whole(trainee: Trainee, adapter: Adapter, path: Path, info: Mapping[str, Any], dtype: torch.dtype) -> Path:
-    """A pixel model as if it had no adapters, with what acts merged into its weights."""
-    backbone: Any = trainee.backbone
-    prefix = next(key for key, module in backbone.network.named_modules() if module is trainee.network)
-    state = {
-        key.replace(".base_layer.", "."): tensor.detach().float()
-        for key, tensor in backbone.network.state_dict().items()
-        if ".lora_" not in key
-    }
-    for one in (trainee.sft, adapter):
-        for layer in resolve_targets(trainee.network, one.info["targets"]) if one is not None else ():
-            assert one is not None
-            down, up = (one.state[f"{layer}.lora_{half}.weight"].float().cpu() for half in "AB")
-            key = f"{prefix}.{layer}.weight"
-            state[key] = torch.addmm(state[key].cpu(), up, down, alpha=one.scale)
-    header = {"backbone": "pixel", "architecture": "pixel", "options": dict(backbone.options)}
-    return save_weights(path, {key: tensor.to(dtype) for key, tensor in state.items()}, {**info, **header})
 
 
 def check_multi_step(config: MultiStepModelConfig, adapter: AdapterConfig | None, gt_patch_px: int, cell_px: int = 0) -> None:
@@ -398,7 +401,7 @@ def _open(
         return _untrained(config, facts)
     return open_multi_step(
         config.backbone,
-        TINY if config.source == TINY else (_existing(config.source, folders) if config.source else None),
+        TINY if config.source == TINY else (existing(config.source, folders) if config.source else None),
         folders=dict.fromkeys(KEYS, tuple(folders)),
         network=config.network or None,
         autoencoder=config.autoencoder or None,
@@ -442,13 +445,3 @@ def _untrained(config: MultiStepModelConfig, facts: Mapping[str, Any]) -> Any:
         torch.set_default_dtype(before)
     modules.insert(1, make_autoencoder(kind.autoencoder))
     return kind.backbone(*modules, name=f"{config.source} {config.backbone}", **facts)
-
-
-def _read_adapter(name: str, folders: Sequence[str | Path]) -> Adapter:
-    place = _existing(name, folders)
-    return read_adapter(place if place.is_dir() else find_model(name, folders))
-
-
-def _existing(name: str, folders: Sequence[str | Path]) -> Path:
-    places = [Path(name).expanduser(), *(Path(folder).expanduser() / name for folder in folders)]
-    return next((place for place in places if place.exists()), places[0])

@@ -16,11 +16,11 @@ from ..core.backbones.base import Backbone, BackboneSpec
 from ..core.backbones.pixel import PixelBackbone
 from ..core.compat import import_diffusers
 from ..core.conditioning import TokenAdapter, load_adapter
-from ..core.lora_files import check_projector, read_adapter
+from ..core.lora_files import check_projector
 from ..core.records import Conditioning
 from ..core.weights import WeightsError, find_model, load_into, load_state_dict
 from .config import empty_table
-from .start import existing
+from .start import existing, named_adapter
 
 PIXEL_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 UNTRAINED = ("tiny", "random")
@@ -216,8 +216,7 @@ def build_model(
     is_lora = lora_config.rank > 0
     start = None
     if is_lora and config.init and config.backbone != "pixel":
-        place = existing(config.init, folders)
-        start = read_adapter(place if place.is_dir() else find_model(config.init, folders))
+        start = named_adapter(config.init, folders)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0 if is_lora else seed)
         backbone = build_backbone(config, name, licence, folders, start)

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..core import lora
+from ..core.adapters import merged_state
 from ..core.backbones import latent
 from ..core.lora_files import RELEASED, save_adapter
 from ..core.weights import save_weights
@@ -60,7 +60,9 @@ def save_result(model: OneStepModel, config: OneStepModelConfig, part: TrainedPa
             save_weights(path.with_name(f"{path.stem}-projector.safetensors"), projector, {**info, "architecture": "projector"})
         if config.backbone != "pixel":
             return latent.save(path, backbone, {**info, **step})
-        tensors = {name: tensor.to(dtype) for name, tensor in merged_state(backbone.network, model).items()}
+        attached = [lora.Adapter(lora.adapter_state(model.network), model.facts)] if model.facts else []
+        state = merged_state(backbone.network, model.network, *attached)
+        tensors = {name: tensor.to(dtype) for name, tensor in state.items()}
         header = {"backbone": "pixel", "architecture": "pixel", "options": dict(backbone.options), **step}
         return save_weights(path, tensors, {**info, **header})
 
@@ -69,20 +71,3 @@ def _base_name(config: OneStepModelConfig) -> str:
     """The base model as a person calls it: the file or folder that was chosen, without its place, else the published one."""
     chosen = config.transformer or config.source
     return PurePath(chosen).name if chosen else str(RELEASED[config.backbone]["base"])
-
-
-@torch.no_grad()
-def merged_state(owner: nn.Module, model: OneStepModel) -> dict[str, Tensor]:
-    """The state of a network as if it had no adapter, with B A added to the weights of the adapted layers."""
-    state = {
-        name.replace(".base_layer.", "."): tensor.detach() for name, tensor in owner.state_dict().items() if ".lora_" not in name
-    }
-    if not model.facts:
-        return state
-    matrices, scale = lora.adapter_state(model.network), float(model.facts["alpha"]) / int(model.facts["rank"])
-    prefix = next(name for name, module in owner.named_modules() if module is model.network)
-    for layer in lora.resolve_targets(model.network, model.facts["targets"]):
-        down, up = (matrices[f"{layer}.lora_{half}.weight"] for half in "AB")
-        key = f"{prefix}.{layer}.weight" if prefix else f"{layer}.weight"
-        state[key] = torch.addmm(state[key].float(), up.float(), down.float(), alpha=scale)
-    return state

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..core.adapters import AdapterStack
+from ..core.adapters import AdapterStack, merged_state
 from ..core.backbones.base import Adjustable
 from ..core.diffusion import MultiStepBackbone
-from ..core.lora import load_attached
-from ..core.lora_files import read_adapter
 from ..core.weights import find_model, load_into, load_state_dict, read_info, save_weights
 from .multi_step import POLICY, AdapterConfig, MultiStepModelConfig, Trainee, add_adapter, build_trainee, save_trained
 from .one_step import DTYPES, use_checkpointing
+from .start import named_adapter
 
 Kind = Literal["control", "control_lora", "lora"]
 CONTROL_TARGETS: dict[str, tuple[str, ...]] = {
@@ -167,9 +166,7 @@ def build_policy(
         generator = torch.Generator().manual_seed(seed)
         stack.add(POLICY, targets, lora.rank, alpha=lora.alpha or None, generator=generator)
         if model.init:
-            start = read_adapter(find_model(model.init, folders))
-            with torch.no_grad():
-                load_attached(backbone.control, start.state, start.source, POLICY)
+            stack.fill(POLICY, named_adapter(model.init, folders))
         stack.use(POLICY)
     return Policy(kind, trainee, nn.ParameterList(stack.train(POLICY)), stack, None)
 
@@ -193,29 +190,13 @@ def save_policy(policy: Policy, path: Path, info: Mapping[str, Any], save_dtype:
     if policy.kind == "lora":
         return save_trained(policy.trainee, POLICY, path, info, save_dtype)
     control: nn.Module = policy.backbone.control
-    state = _merged(control, policy.stack) if policy.stack is not None else dict(control.state_dict())
+    state = merged_state(control, control, *([] if policy.stack is None else [policy.stack.adapter(POLICY)]))
     tensors = {key: value.to(DTYPES[save_dtype]) if value.is_floating_point() else value for key, value in state.items()}
     facts = {"backbone": policy.trainee.facts["backbone"], "architecture": "control", "base": policy.trainee.facts["base"]}
     if policy.stack is not None:
         adapter = policy.stack.adapter(POLICY)
         facts |= {"rank": adapter.rank, "alpha": adapter.scale * adapter.rank}
     return save_weights(path, tensors, {**info, **facts, "options": {}})
-
-
-@torch.no_grad()
-def _merged(network: nn.Module, stack: AdapterStack) -> dict[str, Tensor]:
-    """The state of an adapted network as if it had no adapter, with B A added to the weights of the adapted layers, float32."""
-    state = {
-        key.replace(".base_layer.", "."): tensor.detach().float()
-        for key, tensor in network.state_dict().items()
-        if ".lora_" not in key
-    }
-    adapter = stack.adapter(POLICY)
-    for layer in dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in adapter.state):
-        down, up = (adapter.state[f"{layer}.lora_{half}.weight"].float() for half in "AB")
-        key = f"{layer}.weight"
-        state[key] = torch.addmm(state[key], up, down, alpha=adapter.scale)
-    return state
 
 
 def trained_file(path: Path) -> tuple[str, str]:

@@ -17,7 +17,6 @@ from ..core.images import pad_to_multiple, to_model_range
 from ..core.losses.preference import PairEnergies, preference_figures
 from ..core.records import Conditioning, PreferenceBatch
 from ..core.resize import bicubic
-from .config import RunConfig
 from .data import sample_seed
 from .prompts import Tell
 
@@ -168,8 +167,3 @@ def figures(energies: PairEnergies, logit_scale: float) -> dict[str, Tensor]:
 def labels(batch: PreferenceBatch) -> tuple[str, ...]:
     """What messages call each pair."""
     return tuple(f"{name} (pair {row})" for name, row in zip(batch.names, batch.pairs.tolist(), strict=True))
-
-
-def first_index(run: RunConfig, step: int, micro: int, processes: int, rank: int) -> int:
-    """Place of a batch's first pair in the endless sequence; the same as in `Loop.batches`."""
-    return ((step * run.accumulation_steps + micro) * processes + rank) * run.batch_size

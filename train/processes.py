@@ -15,6 +15,7 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 
 from ..core.networks.normalization import world_size
+from .config import RunConfig
 
 LOGGER = logging.getLogger("alignsr")
 PATIENCE = timedelta(hours=2)  # of processes that wait while the first one validates; the default is 10 minutes with NCCL
@@ -83,3 +84,8 @@ def averaged_over_processes(values: Tensor) -> Tensor:
         distributed.all_reduce(values)
         values = values / processes
     return values
+
+
+def first_index(run: RunConfig, step: int, micro: int, processes: int, rank: int) -> int:
+    """Place in the endless sequence of the first sample of a process's forward pass `micro` of a step; processes take turns."""
+    return ((step * run.accumulation_steps + micro) * processes + rank) * run.batch_size

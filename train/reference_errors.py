@@ -17,8 +17,9 @@ from ..core.records import PreferenceBatch
 from ..core.weights import write_atomic
 from .config import RunConfig
 from .loop import NonFiniteError, Stopped
-from .preference_step import first_index, labels
+from .preference_step import labels
 from .preferences import PreferenceData
+from .processes import first_index
 from .sources import DataError
 
 ROW = np.dtype([("index", "<i8"), ("pair", "<i8"), ("chosen", "<f4"), ("rejected", "<f4")])

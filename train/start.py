@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.lora import Adapter
+from ..core.lora_files import read_adapter
 from ..core.weights import MissingModelError, WeightsError, find_model, read_info
 from .state import checkpoints
 
@@ -52,6 +54,16 @@ def existing(name: str, folders: Sequence[str | Path]) -> Path:
     """The first of a path and of its places in the model folders that exists, be it a file or a folder; else the path."""
     places = [Path(name).expanduser(), *(Path(folder).expanduser() / name for folder in folders)]
     return next((place for place in places if place.exists()), places[0])
+
+
+def named_adapter(name: str, folders: Sequence[str | Path]) -> Adapter:
+    """An adapter by path, or by its name in the model folders: a file, or the folder of a released pair.
+
+    Raises:
+        MissingModelError, WeightsError: see `read_adapter`.
+    """
+    place = existing(name, folders)
+    return read_adapter(place if place.is_dir() else find_model(name, folders))
 
 
 def samples_before(init: str, folders: Sequence[str | Path] = ()) -> int:

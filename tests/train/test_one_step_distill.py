@@ -9,6 +9,7 @@ import torch
 from strsr_helpers import one_step_adapter, write_released
 from train_helpers import StopAfter, equal_files, make_pictures, state_of, tiny
 
+from alignsr.core.adapters import merged_state
 from alignsr.core.backbones import LATENT_KINDS, load_backbone, open_backbone
 from alignsr.core.backbones.base import BackboneSpec
 from alignsr.core.backbones.latent import tiny as tiny_backbone
@@ -22,7 +23,7 @@ from alignsr.train.config import ConfigError, published
 from alignsr.train.data import PairData
 from alignsr.train.loop import Loop, NonFiniteError, Stopped
 from alignsr.train.one_step import InAutocast, OneStepModelConfig
-from alignsr.train.one_step_files import merged_state, showing
+from alignsr.train.one_step_files import showing
 from alignsr.train.recipes import load_config
 from alignsr.train.recipes import one_step_distill as recipe
 from alignsr.train.start import samples_before
@@ -399,7 +400,7 @@ def test_the_average_is_what_is_saved_and_validated(pictures, tmp_path):
     for key, value in model.part.named_parameters():
         value.data.copy_(average[f"module.{key}"])
     assert any(not torch.equal(live[key], average[f"module.{key}"]) for key in live)
-    merged = merged_state(model.backbone.network, model)
+    merged = merged_state(model.backbone.network, model.network, Adapter(adapter_state(model.network), model.facts))
     saved = load_state_dict(result.weights)
     assert all(torch.equal(saved[key], value.half()) for key, value in merged.items())
 
@@ -555,10 +556,12 @@ def test_25_draws_differ_between_processes_and_steps_and_repeat(pictures):
     config = light(FLUX, pictures)
 
     class Place:
+        first_index = Loop.first_index
+
         def __init__(self, step, process):
-            self.batch_stride, self.first_sample = 2, 0
+            self.run, self.first_sample = config.run, 0
             self.state = type("State", (), {"step": step})
-            self.accelerator = type("Accelerator", (), {"process_index": process})
+            self.accelerator = type("Accelerator", (), {"process_index": process, "num_processes": 2})
 
     def drawn(step, process, purpose=recipe.NOISE):
         return float(torch.rand(1, generator=recipe._draws(config, Place(step, process), 0)(purpose)))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...core.records import Conditioning
 from ..prompts import PROMPTS, TINY, prompt_teller
+from ..start import existing, named_adapter
 from .config import CandidatesConfig
 from .sources import Group
 
@@ -85,19 +86,17 @@ def _open(config: CandidatesConfig, folder: Path, device: torch.device, folders:
         backbone: Any = tiny_pixel(model.options) if model.source == TINY else _load_pixel(model.source, folders)
         return move(backbone, device, _DTYPES[model.precision]), lambda _: None
     from ...core.backbones import open_multi_step
-    from ...core.lora_files import read_adapter
-    from ...core.weights import find_model
 
     facts: dict[str, Any] = {"version": model.version} if model.version else {}
     backbone = open_multi_step(
         model.backbone,
-        model.source if model.source == TINY else (_existing(model.source, folders) if model.source else None),
+        model.source if model.source == TINY else (existing(model.source, folders) if model.source else None),
         folders=dict.fromkeys(KEYS, tuple(folders)),
         network=model.network or None,
         autoencoder=model.autoencoder or None,
         control=model.control or None,
         precision=model.precision,
-        adapters=[(read_adapter(find_model(model.adapter, folders)), 1.0)] if model.adapter else [],
+        adapters=[(named_adapter(model.adapter, folders), 1.0)] if model.adapter else [],
         device=device,
         **facts,
     )
@@ -132,8 +131,3 @@ def _load_pixel(source: str, folders: Sequence[str | Path]) -> Any:
             f"model.source: expected a model that is sampled from noise, got {source}; choose one trained as a flow"
         )
     return backbone
-
-
-def _existing(name: str, folders: Sequence[str | Path]) -> Path:
-    places = [Path(name).expanduser(), *(Path(folder).expanduser() / name for folder in folders)]
-    return next((place for place in places if place.exists()), places[0])

@@ -26,11 +26,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...core.backbones.pixel import PixelBackbone, flow_from_one_step
-from ...core.conditioning import prompt_folder
 from ...core.records import Conditioning
 from ...core.weights import find_model, load_into, load_state_dict, read_info
 from ..artefacts import ArtefactData, ArtefactsConfig
@@ -39,7 +37,6 @@ from ..flow_terms import Sets, flow_terms, held_out, held_out_error, sample_draw
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
 from ..multi_step import (
     ADVERSARY,
-    DTYPES,
     SFT,
     AdapterConfig,
     Autocast,
@@ -48,12 +45,12 @@ from ..multi_step import (
     add_adapter,
     build_trainee,
     check_multi_step,
+    one_prompt,
     save_trained,
 )
 from ..multi_step_validation import SamplingConfig, preview, sampled, scores
 from ..one_step import TrainedPart, use_checkpointing
 from ..one_step_files import showing
-from ..prompts import PROMPTS, TINY, prompt_teller
 from ..session import open_pairs, save_network, training
 from ..validation import SMALLEST_HELD_OUT_PX
 
@@ -184,7 +181,7 @@ def train(
         loop = Loop(config, config.run, parts, folder, hooks, resume)
         model.trainee.to(loop.device)
         backbone = Autocast(model.trainee.backbone, loop.autocast, config.model.latent_cache or None)
-        told = _told(config, model, folder, loop.device, model_folders)
+        told = one_prompt(config.model, model.trainee.backbone, folder, loop.device, model_folders)
         data = open_data(config, loop.samples_per_step, backbone.spec.size_multiple)
 
         with loop.prefetch(data, config.data.workers) as feed, closing(loop.steps()) as steps:
@@ -213,22 +210,6 @@ def open_data(config: FlowSftConfig, samples_per_step: int, cell_px: int = 1) ->
     if config.artefacts is not None:
         return ArtefactData(config.artefacts, config.model.scale, config.data.gt_patch_px, config.run.seed)
     return open_pairs(config, samples_per_step, minimum_px=max(SMALLEST_HELD_OUT_PX, cell_px))
-
-
-def _told(
-    config: FlowSftConfig, model: FlowModel, folder: Path, device: torch.device, folders: Sequence[str | Path]
-) -> Conditioning | None:
-    """The prompt of all pictures, encoded once and kept on disk: later runs need no text encoder."""
-    tell = prompt_teller(
-        config.model.text,
-        model.trainee.backbone,
-        config.model.backbone,
-        folder=folder / PROMPTS if config.model.text == TINY else prompt_folder(),
-        dtype=DTYPES[config.model.precision],
-        device=device,
-        folders=folders,
-    )
-    return tell([config.model.prompt])
 
 
 def _averaged(loop: Loop) -> TrainedPart:

@@ -265,8 +265,7 @@ def _check_patch(config: OneStepDistillConfig, what: str, minimum_px: int) -> No
 
 def _draws(config: OneStepDistillConfig, loop: Loop, micro: int) -> Callable[[int], Generator]:
     """Random generators of one forward pass: functions of the seed and of the batch's first sample, so of process and step."""
-    position = loop.state.step * config.run.accumulation_steps + micro
-    first = loop.first_sample + position * loop.batch_stride + int(loop.accelerator.process_index) * config.run.batch_size
+    first = loop.first_index(micro)
 
     def draw(purpose: int) -> Generator:
         return Generator().manual_seed(sample_seed(config.run.seed + purpose, first))

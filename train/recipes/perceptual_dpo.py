@@ -37,7 +37,7 @@ from ..one_step import DTYPES
 from ..one_step_files import showing
 from ..policy import Policy, build_policy, check_policy, save_policy
 from ..preference_sampling import as_sampled, before_and_after, check_candidates, check_latents, tell_as_sampled
-from ..preference_step import PairState, errors, figures, first_index, labels, pair_state
+from ..preference_step import PairState, errors, figures, labels, pair_state
 from ..preferences import FINGERPRINT, PreferenceData, require_same_pairs
 from ..processes import make_accelerator
 from ..prompts import PROMPTS, Tell, prompt_teller
@@ -161,7 +161,6 @@ def train(
         guard = Guard(config.guard, probe, folder, loop.state.extra.setdefault("guard", {}))
         if loop.is_main and probe is not None and not guard.state["history"]:
             guard.look(0, sampled, policy.part)
-        ranks = int(loop.accelerator.num_processes), int(loop.accelerator.process_index)
 
         with loop.prefetch(data, config.data.workers) as feed, closing(loop.steps()) as steps:
             for step in steps:
@@ -169,7 +168,7 @@ def train(
                     break
                 drift = 0.0
                 for micro, batch in enumerate(loop.batches(feed)):
-                    first = first_index(config.run, step, micro, *ranks)
+                    first = loop.first_index(micro)
                     state = _state(config, policy, batch, tell, first)
                     if known is None:  # before the policy: its adapter must not be switched between its passes
                         with torch.no_grad(), policy.reference() as reference:

@@ -27,21 +27,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ...core.conditioning import prompt_folder
 from ...core.coupled import coupled_pair
 from ...core.images import to_model_range
 from ...core.losses.preference import PairEnergies, preference_figures, preference_loss, preference_terms
 from ...core.records import Conditioning, LossTerms, PairBatch
-from ...core.resize import bicubic
 from ...core.sobolev import BANDS, SobolevNorm, logit_scale
 from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, positive, to_mapping
 from ..data import PairData
 from ..drift import DivergedError, DriftGuard, GuardConfig, check_guard, complain_of_energies
-from ..flow_terms import Draw, drawn, encoded, sample_draws
+from ..flow_terms import Draw, drawn, encoded, enlarged, sample_draws
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
 from ..multi_step import (
     ADVERSARY,
-    DTYPES,
     POLICY,
     AdapterConfig,
     Autocast,
@@ -51,13 +48,13 @@ from ..multi_step import (
     build_trainee,
     check_multi_step,
     load_adapter,
+    one_prompt,
     save_trained,
 )
 from ..multi_step_validation import SamplingConfig, preview, sampled, validate
 from ..negatives import AdversaryConfig, Batch, check_adversary, gap_weights, make_negative
 from ..one_step import use_checkpointing
 from ..one_step_files import showing
-from ..prompts import PROMPTS, TINY, prompt_teller
 from ..session import open_pairs, training
 from ..validation import SMALLEST_HELD_OUT_PX, sample_pair
 
@@ -171,7 +168,7 @@ def train(
         loop = Loop(config, config.run, parts, folder, hooks, resume)
         trainee.to(loop.device)
         model = Autocast(trainee.backbone, loop.autocast, config.model.latent_cache)
-        told = _told(config, trainee, folder, loop.device, model_folders)
+        told = one_prompt(config.model, trainee.backbone, folder, loop.device, model_folders)
         norm = SobolevNorm(config.preference.order, config.preference.length_scale)
         data = open_pairs(config, loop.samples_per_step, minimum_px=SMALLEST_HELD_OUT_PX)
         guard = DriftGuard(config.guard, loop.state.extra.get("drift", ()))
@@ -204,8 +201,7 @@ def encode(
     config: SobolevDPOConfig, model: Autocast, pictures: PairBatch, told: Conditioning | None, draws: Sequence[Draw]
 ) -> Batch:
     """Pictures as latents, with one noise and one time per pair; what is drawn is a function of the seed and the pair's place."""
-    size = (pictures.gt.shape[-2], pictures.gt.shape[-1])
-    lq_up = to_model_range(bicubic(pictures.lq, size, antialias=model.spec.is_antialiased).clamp(0, 1))
+    lq_up = enlarged(model, pictures)
     gt = to_model_range(pictures.gt)
     clean = encoded(model, gt, draws, config.model.posterior)
     noise, time = drawn(model.process, clean, draws)
@@ -283,19 +279,6 @@ def _heed(guard: DriftGuard, loop: Loop, trainee: Trainee, config: SobolevDPOCon
         save_model(config, trainee, loop, path, step)
     loop.accelerator.wait_for_everyone()  # whoever leaves first ends the others, who may be writing
     raise DivergedError(f"{told}; weights so far are in {path}")
-
-
-def _told(
-    config: SobolevDPOConfig, trainee: Trainee, folder: Path, device: torch.device, folders: Sequence[str | Path]
-) -> Conditioning | None:
-    """The one prompt of all pictures, [1, N, D]."""
-    model = config.model
-    tell = prompt_teller(
-        model.text, trainee.backbone, model.backbone,
-        folder=folder / PROMPTS if model.text == TINY else prompt_folder(), dtype=DTYPES[model.precision],
-        device=device, folders=folders,
-    )  # fmt: skip
-    return tell([model.prompt])
 
 
 def _report(
