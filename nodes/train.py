@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import tomllib
 from collections.abc import Callable, Collection, Mapping
@@ -19,6 +20,8 @@ from .models import LoadedModel, load_model
 
 LOGGER = logging.getLogger("alignsr")
 RUNS = "alignsr/training"  # inside the output folder
+EVERYTHING = 2**40  # bytes: all that the host can give back
+OF_CONFIG = -1.0  # of a number's widget: what the config says
 
 
 class NodeHooks:
@@ -244,6 +247,26 @@ def run_recipe(
         curve = to_image([opened.convert("RGB")])
     losses = {"loss": [entry["loss"] for entry in logs if "loss" in entry]}
     return FinishedRun(folder, weights, curve, "\n".join(map(json.dumps, logs)), losses, settings)
+
+
+def find_run(name: str, runs: str) -> Path:
+    """A run folder, or a file of one, by its path, or by its name inside `runs` in the output folder."""
+    direct, inside = Path(name).expanduser(), get_host().output_dir() / runs / name
+    return inside if inside.exists() and not direct.exists() else direct
+
+
+def number_of(name: str, value: float, *, may_be_zero: bool, usual: str) -> dict[str, float]:
+    """The entry of a config's table that a number's widget gives: none for `OF_CONFIG`.
+
+    Raises:
+        ValueError: not finite, or below what it may be; `usual` ends the message.
+    """
+    if value == OF_CONFIG:
+        return {}
+    if not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
+        kind = "of at least 0" if may_be_zero else "above 0"
+        raise ValueError(f"{name}: expected a number {kind}, or -1 for the config's, got {value}; {usual}")
+    return {name: float(value)}
 
 
 def widgets(default: str, published: str) -> dict[str, Any]:

@@ -1,21 +1,17 @@
 """Perceptual DPO Trainer: pipeline B of DP2O-SR in a graph, from preference pairs to a better model."""
 
-import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from .candidates import RUNS as CANDIDATE_RUNS
 from .common import SR_MODEL
-from .host import get_host
 from .lora import LORA
-from .train import FinishedRun, run_recipe, widgets
+from .train import EVERYTHING, OF_CONFIG, FinishedRun, find_run, number_of, run_recipe, widgets
 from .trained import read_trained, trained_multi_step, with_supervised
 
 TITLE = "Perceptual DPO Trainer"
 PUBLISHED = "dp2o-sd2, dp2o-flux, dp2o-flux-lora for 24 GB, dp2o-pixel"
 FROM_CONFIG = "from config"
-OF_CONFIG = -1.0
 
 
 class PerceptualDPOTrainer:
@@ -102,14 +98,12 @@ class PerceptualDPOTrainer:
     ) -> dict[str, Any]:
         from ..train.recipes.perceptual_dpo import learned_from
 
-        data: dict[str, Any] = {"pairs": str(_pairs(preferences.strip()))} if preferences.strip() else {}
+        data: dict[str, Any] = {"pairs": str(find_run(preferences.strip(), CANDIDATE_RUNS))} if preferences.strip() else {}
         data |= {"weights": weighting} if weighting != FROM_CONFIG else {}
         data |= {"picks": picks} if picks else {}
         tables: dict[str, Any] = {"data": data} if data else {}
-        if beta != OF_CONFIG:
-            if not math.isfinite(beta) or beta <= 0:
-                raise ValueError(f"beta: expected a number above 0, or -1 for the config's, got {beta}; the paper's is 5000")
-            tables["loss"] = {"beta": float(beta)}
+        if loss := number_of("beta", beta, may_be_zero=False, usual="the paper's is 5000"):
+            tables["loss"] = loss
         run = run_recipe(
             TITLE,
             ("perceptual_dpo",),
@@ -119,7 +113,7 @@ class PerceptualDPOTrainer:
             out_name,
             resume,
             tables=tables,
-            vram_bytes=2**40,  # everything that the host can give back
+            vram_bytes=EVERYTHING,
             learned_from=learned_from,
         )
         model, adapter = trained_policy(run)
@@ -134,9 +128,3 @@ def trained_policy(run: FinishedRun) -> tuple[Any, Any]:
         return trained_multi_step(run, with_supervised(run, adapter)), adapter
     branch = replace(run.config.model, control=str(run.weights))
     return trained_multi_step(replace(run, config=replace(run.config, model=branch)), None), None
-
-
-def _pairs(name: str) -> Path:
-    """A pair table or run folder by its path, or by its name among those in the output folder."""
-    direct, inside = Path(name).expanduser(), get_host().output_dir() / CANDIDATE_RUNS / name
-    return inside if inside.exists() and not direct.exists() else direct

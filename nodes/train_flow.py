@@ -12,7 +12,7 @@ from ..core.lora import Adapter
 from .common import SR_MODEL, input_names, to_image
 from .folder import find_folder
 from .lora import LORA
-from .train import FinishedRun, read_values, run_recipe, widgets
+from .train import EVERYTHING, FinishedRun, read_values, run_recipe, widgets
 from .trained import file_of, read_trained, trained_multi_step, with_supervised
 
 ARTEFACTS = "ALIGNSR_ARTEFACTS"  # socket type; the value is the keys of [artefacts] that the node sets
@@ -20,7 +20,6 @@ RECIPE = ("flow_sft",)
 SUPERVISED = "asasr-sft-flux, asasr-sft-sdxl, asasr-sft-sd15, asasr-sft-pixel, pixel-flow-x4"
 ADVERSARIES = "asasr-adversary-flux, asasr-adversary-sdxl, asasr-adversary-sd15, asasr-adversary-pixel"
 SHOWN, PANEL_PX = 4, 256  # pictures on a sheet, and the side of each
-EVERYTHING = 2**40  # bytes: all that the host can give back
 
 
 class SFTTrainer:

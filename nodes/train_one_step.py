@@ -14,7 +14,8 @@ from .lora import LORA, check_adapter
 from .losses import LOSS, Chain, as_losses
 from .models import LoadedModel, load_model
 from .one_step import TINY, OneStepModel, Request
-from .train import RUNS, FinishedRun, run_recipe, widgets
+from .train import EVERYTHING, RUNS, FinishedRun, find_run, run_recipe, widgets
+from .trained import file_of, named_source
 
 LOGGER = logging.getLogger("alignsr")
 TITLE = "One-Step Trainer"
@@ -98,7 +99,7 @@ class OneStepTrainer:
         if lora is not None:
             tables["model"] = {"init": _file_of(lora, start_from)}
         if start_from.strip():
-            tables["start_from"] = str(_run_folder(start_from.strip()))
+            tables["start_from"] = str(find_run(start_from.strip(), RUNS))
         run = run_recipe(
             TITLE,
             ("one_step_distill",),
@@ -109,7 +110,7 @@ class OneStepTrainer:
             resume,
             changes,
             tables=tables,
-            vram_bytes=2**40,  # everything that the host can give back
+            vram_bytes=EVERYTHING,
         )
         model, adapter = trained_model(run)
         shown = (str(run.weights), model, run.curve, run.log, run.losses)
@@ -121,15 +122,7 @@ def _file_of(lora: Any, start_from: str) -> str:
     check_adapter(lora)
     if start_from.strip():
         raise ValueError("lora: expected nothing beside start_from, which brings its own adapter, got both; disconnect one")
-    if not Path(lora.source).is_file():
-        raise ValueError(f"lora: expected an adapter from a file, got {lora.source}; save it with Save LoRA and load it")
-    return lora.source
-
-
-def _run_folder(name: str) -> Path:
-    """A run folder by its path, or by its name among those in the output folder."""
-    direct, inside = Path(name).expanduser(), get_host().output_dir() / RUNS / name
-    return inside if inside.exists() and not direct.exists() else direct
+    return file_of(lora, "lora")
 
 
 def trained_model(run: FinishedRun) -> tuple[OneStepModel | LoadedModel, Adapter | None]:
@@ -150,20 +143,13 @@ def trained_model(run: FinishedRun) -> tuple[OneStepModel | LoadedModel, Adapter
         return _untrained_with(run, adapter, folders), adapter
     request = Request(
         config.backbone,
-        _source(config.source, folders),
+        named_source(config.source, folders),
         {part.folder: folders for part in LATENT_KINDS[config.backbone].components},
         transformer=config.transformer or None,
         autoencoder=config.autoencoder or None,
         precision=config.precision,
     )
     return OneStepModel(request, "auto", True, ((adapter, 1.0),)), adapter
-
-
-def _source(name: str, folders: list[Path]) -> str | Path | None:
-    if name in ("", TINY):
-        return name or None
-    places = [Path(name).expanduser(), *(folder / name for folder in folders)]
-    return next((place for place in places if place.exists()), places[0])
 
 
 def _untrained_with(run: FinishedRun, adapter: Adapter, folders: list[Path]) -> LoadedModel:

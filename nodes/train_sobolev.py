@@ -1,17 +1,16 @@
 """Sobolev DPO Trainer: ASASR's preference stage in a graph, between supervised training, an adversary, and restoration."""
 
-import math
 from typing import Any
 
 from ..core.lora import Adapter
 from .common import SR_MODEL
 from .lora import LORA
-from .train import run_recipe, widgets
+from .train import EVERYTHING, OF_CONFIG, number_of, run_recipe, widgets
 from .trained import file_of, read_trained, trained_multi_step, with_supervised
 
 TITLE = "Sobolev DPO Trainer"
 PUBLISHED = "asasr-flux, asasr-sdxl, asasr-sd15, asasr-pixel, asasr-ablation-euclidean, asasr-ablation-lq-loser"
-OF_CONFIG = -1.0
+USUAL = "the paper's are 1.5 and 2000"
 
 
 class SobolevDPOTrainer:
@@ -102,7 +101,10 @@ class SobolevDPOTrainer:
         tables = {
             "model": _given(adapter=sft and file_of(sft, "sft"), init=lora and file_of(lora, "lora")),
             "adversary": _given(adapter=adversary and file_of(adversary, "adversary")),
-            "preference": {**_number("order", order, 0.0), **_number("beta", beta, math.nextafter(0, 1))},
+            "preference": {
+                **number_of("order", order, may_be_zero=True, usual=USUAL),
+                **number_of("beta", beta, may_be_zero=False, usual=USUAL),
+            },
         }
         run = run_recipe(
             TITLE,
@@ -113,7 +115,7 @@ class SobolevDPOTrainer:
             out_name,
             resume,
             tables={name: table for name, table in tables.items() if table},
-            vram_bytes=2**40,  # everything that the host can give back
+            vram_bytes=EVERYTHING,
         )
         policy = read_trained(run)
         joined = with_supervised(run, policy)
@@ -123,13 +125,3 @@ class SobolevDPOTrainer:
 
 def _given(**files: str | None) -> dict[str, str]:
     return {key: file for key, file in files.items() if file}
-
-
-def _number(name: str, value: float, least: float) -> dict[str, float]:
-    """An entry of the table, or none for -1."""
-    if value == OF_CONFIG:
-        return {}
-    if not math.isfinite(value) or value < least:
-        kind = "above 0" if least else "of at least 0"
-        raise ValueError(f"{name}: expected a number {kind}, or -1 for the config's, got {value}; the paper's are 1.5 and 2000")
-    return {name: float(value)}

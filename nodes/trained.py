@@ -60,7 +60,7 @@ def trained_multi_step(run: FinishedRun, joined: Adapter | None) -> OneStepModel
     parts = (*kind.components, *(() if kind.control is None else (kind.control,)))
     request = Request(
         config.backbone,
-        _source(config.source, folders),
+        named_source(config.source, folders),
         {part.folder: folders for part in parts},
         transformer=config.network or None,
         autoencoder=config.autoencoder or None,
@@ -88,11 +88,11 @@ def file_of(lora: Any, name: str) -> str:
     return lora.source
 
 
-def _source(name: str, folders: list[Path]) -> str | Path | None:
-    if name in ("", TINY):
-        return name or None
-    places = [Path(name).expanduser(), *(folder / name for folder in folders)]
-    return next((place for place in places if place.exists()), places[0])
+def named_source(name: str, folders: list[Path]) -> str | Path | None:
+    """What a config's `model.source` means to `Request`: nothing, `tiny`, or a path."""
+    from ..train.start import existing
+
+    return (name or None) if name in ("", TINY) else existing(name, folders)
 
 
 def _untrained_with(run: FinishedRun, adapter: Adapter | None, folders: list[Path]) -> LoadedModel:
