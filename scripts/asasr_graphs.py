@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from graph_parts import EXAMPLE, Graph, node
+from graph_parts import EXAMPLE, Graph, node, scored
 
 CONFIG = "flux"
 PICTURES, ARTEFACTS = "asasr-pictures", "asasr-artefacts"
@@ -126,34 +126,7 @@ def asasr_ablation() -> Graph:
         graph[f"2{m}"] = restored([f"1{m}", MODEL], "2", f"{title}: result")
     graph["23"] = restored(["3", MODEL], "2", "supervised alone: result")
     titles = (*(title for title, *_ in ABLATION), "supervised alone")
-    return graph | {
-        "30": node(
-            "AlignSRCompare",
-            result=["20", 0],
-            **{f"result_{m + 1}": [f"2{m}", 0] for m in range(1, 4)},
-            input=["2", 0],
-            reference=["2", 1],
-            labels=", ".join(("input (bicubic)", *(title.replace(",", " and") for title in titles), "ground truth")),
-            panel_px=300,
-        ),
-        "31": node(
-            "AlignSRIQAReward",
-            images=["30", 2],
-            names=["30", 3],
-            reference=["2", 1],
-            lq=["2", 0],
-            metrics="psnr_y, ssim_y, lr_psnr, lsd",
-            scale=4,
-        ),
-        "32": node(
-            "AlignSRSaveReport",
-            scores=["31", 0],
-            filename_prefix="alignsr/asasr-ablation",
-            pictures=["30", 0],
-            more_pictures=["31", 3],
-        ),
-        "33": node("PreviewAny", "Scores", source=["31", 2]),
-    }
+    return graph | scored(30, [f"2{m}" for m in range(4)], [title.replace(",", " and") for title in titles], "asasr-ablation")
 
 
 BASE = "- `alignsr models download flux1` and `flux1-text` (needed once, for the empty prompt); accept FLUX.1's licence first\n"

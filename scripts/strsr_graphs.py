@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from graph_parts import EXAMPLE, ONE_GPU, Graph, node
+from graph_parts import EXAMPLE, ONE_GPU, Graph, node, scored
 
 CONFIG = "strsr-flux2-klein"
 PICTURES = "strsr-pictures"
@@ -149,35 +149,8 @@ def strsr_ablation() -> Graph:
         graph[f"5{m}"] = node(
             "AlignSROneStepSR", f"{title}: result", model=model, image=["2", 0], scale=4, conditioning=[f"4{m}", 0]
         )
-    more = {f"result_{m + 1}": [f"5{m}", 0] for m in range(1, len(ABLATION))}
-    return graph | {
-        "60": node(
-            "AlignSRCompare",
-            result=["50", 0],
-            **more,
-            input=["2", 0],
-            reference=["2", 1],
-            labels=", ".join(("input (bicubic)", *(title for title, *_ in ABLATION), "ground truth")),
-            panel_px=300,
-        ),
-        "61": node(
-            "AlignSRIQAReward",
-            images=["60", 2],
-            names=["60", 3],
-            reference=["2", 1],
-            lq=["2", 0],
-            metrics="psnr_y, ssim_y, lr_psnr, lsd",
-            scale=4,
-        ),
-        "62": node(
-            "AlignSRSaveReport",
-            scores=["61", 0],
-            filename_prefix="alignsr/strsr-ablation",
-            pictures=["60", 0],
-            more_pictures=["61", 3],
-        ),
-        "63": node("PreviewAny", "Scores", source=["61", 2]),
-    }
+    results = [f"5{m}" for m in range(len(ABLATION))]
+    return graph | scored(60, results, [title for title, *_ in ABLATION], "strsr-ablation")
 
 
 STRSR = (

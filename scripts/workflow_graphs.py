@@ -2,7 +2,7 @@
 
 from asasr_graphs import ASASR_GRAPHS
 from dp2o_graphs import DP2O_GRAPHS
-from graph_parts import EXAMPLE, ONE_GPU, Graph, node
+from graph_parts import EXAMPLE, ONE_GPU, Graph, node, scored
 from multi_step_graphs import MULTI_STEP_GRAPHS
 from strsr_graphs import STRSR_GRAPHS
 
@@ -190,36 +190,7 @@ def aesop_ablation() -> Graph:
             )
         graph[f"3{m}"] = node("AlignSRTrainPerceptualSR", title, config=config, out_name=name, loss=[f"2{m}", 0], **data)
         graph[f"5{m}"] = node("AlignSROneStepSR", f"{title}: result", model=[f"3{m}", 1], image=["2", 0], scale=4)
-    return graph | {
-        "60": node(
-            "AlignSRCompare",
-            result=["50", 0],
-            result_2=["51", 0],
-            result_3=["52", 0],
-            result_4=["53", 0],
-            input=["2", 0],
-            reference=["2", 1],
-            labels=", ".join(("input (bicubic)", *(title for title, *_ in ABLATION), "ground truth")),
-            panel_px=300,
-        ),
-        "61": node(
-            "AlignSRIQAReward",
-            images=["60", 2],
-            names=["60", 3],
-            reference=["2", 1],
-            lq=["2", 0],
-            metrics="psnr_y, ssim_y, lr_psnr, lsd",
-            scale=4,
-        ),
-        "62": node(
-            "AlignSRSaveReport",
-            scores=["61", 0],
-            filename_prefix="alignsr/aesop-ablation",
-            pictures=["60", 0],
-            more_pictures=["61", 3],
-        ),
-        "63": node("PreviewAny", "Scores", source=["61", 2]),
-    }
+    return graph | scored(60, [f"5{m}" for m in range(4)], [title for title, *_ in ABLATION], "aesop-ablation")
 
 
 def evaluate_folders() -> Graph:

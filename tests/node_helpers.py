@@ -1,6 +1,7 @@
 """Tiny models and pictures for tests of nodes and workflows."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,3 +47,22 @@ def picture(batch: int = 1, height: int = 12, width: int = 10, channels: int = 3
     coarse = torch.rand(batch, channels, 4, 4, generator=generator)
     fine = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
     return fine.clamp(0, 1).movedim(1, -1).contiguous()
+
+
+class Watcher:
+    """Notes the steps and previews of a training, and cancels at a step, if asked; `LocalHost(on_progress=watcher)`."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.previews: list[tuple[int, int]] = []
+        self.cancel_at = 0
+        self.host: Any = None
+
+    def __call__(self, value: int, total: int, desc: str, preview: Any) -> None:
+        if not desc.startswith("training"):
+            return
+        self.steps.append(value)
+        if preview is not None:
+            self.previews.append(preview.size)
+        if value == self.cancel_at:
+            self.host.cancel()

@@ -19,26 +19,23 @@ bicubic inputs and whole pictures.
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from asasr_pixel import FIGURES, artefacts, table, verdict_rows
-from common import SCALE, test_pairs
+from asasr_pixel import FIGURES, artefacts, mean_figures, verdict_rows
+from common import SCALE, table, test_pairs
 from torch import Tensor
 
 from alignsr.core.adapters import AdapterStack
 from alignsr.core.backbones import load_backbone
-from alignsr.core.images import quantize_8bit, to_model_range
+from alignsr.core.images import to_model_range
 from alignsr.core.losses.preference import PairEnergies, preference_terms
-from alignsr.core.metrics import psnr
 from alignsr.core.resize import bicubic
 from alignsr.core.restore import restore
 from alignsr.core.sobolev import SobolevNorm
-from alignsr.core.spectral import high_frequency_ratio, log_spectral_distance
 from alignsr.core.weights import write_atomic
 from alignsr.train.artefacts import ArtefactData, ArtefactsConfig
 from alignsr.train.config import DataConfig
@@ -134,14 +131,7 @@ def add_policy(backbone: Any, stack: AdapterStack, method: str, data: PairData, 
 
 def measure(backbone: Any, pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Means of every figure over the pictures."""
-    flat, rows = SobolevNorm(0.0), list[tuple[float, ...]]()
-    for gt, lq in pairs:
-        with torch.no_grad():
-            sr = quantize_8bit(restore(backbone, lq, scale=SCALE).sr)
-            bands = 1000 * flat.band_energies(sr - gt)[0]
-            others = (psnr(sr, gt, crop=SCALE), *bands, log_spectral_distance(sr, gt), high_frequency_ratio(sr, gt, scale=SCALE))
-            rows.append(tuple(float(value) for value in others))
-    return dict(zip(FIGURES, map(statistics.fmean, zip(*rows, strict=True)), strict=True))
+    return mean_figures(lambda _, lq: restore(backbone, lq, scale=SCALE).sr, pairs)
 
 
 def run(
@@ -182,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders = artefacts(options.data, options.out, options.gan)
     pairs = test_pairs(options.data, options.sets)
     rows = [row for seed in options.seeds for row in run(seed, options, folders, pairs)]
-    print(table(rows), "", *verdict_rows(rows, CLAIMS), sep="\n")
+    print(table(rows, FIGURES), "", *verdict_rows(rows, CLAIMS), sep="\n")
     if options.json:
         report = json.dumps({"rows": rows}, indent=2)
         write_atomic(options.json, lambda temporary: temporary.write_text(report + "\n", encoding="utf-8"))

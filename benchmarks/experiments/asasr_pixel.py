@@ -23,18 +23,18 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import SCALE, file_name, mean_and_spread, test_pairs, trained, training_folders
+from common import SCALE, file_name, table, test_pairs, trained, training_folders
 from torch import Tensor
 
 from alignsr.core.backbones import load_backbone
 from alignsr.core.degradation import degrade
 from alignsr.core.diffusion import as_multi_step
-from alignsr.core.image_files import list_images, read_image
+from alignsr.core.image_files import list_images, read_image, write_image
 from alignsr.core.images import quantize_8bit, to_rgb
 from alignsr.core.metrics import psnr
 from alignsr.core.restore import restore
@@ -102,17 +102,9 @@ def artefacts(data: Path, out: Path, gan: Path | None, pictures: int = 60) -> li
             with torch.inference_mode():
                 sr = restore(model, lq, scale=SCALE).sr
             for part, image in (("lq", lq), ("own_gan", sr)):
-                write_png(root / part / f"{path.stem}.png", image)
+                write_image(root / part / f"{path.stem}.png", image)
         (root / "done").write_text("all pictures are here\n", encoding="utf-8")
     return [*folders, str(root)]
-
-
-def write_png(path: Path, image: Tensor) -> None:
-    from alignsr.core.image_files import to_pil
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture: Any = to_pil(image)
-    write_atomic(path, lambda temporary: (picture[0] if isinstance(picture, list) else picture).save(temporary, format="png"))
 
 
 def pairs_to_measure(data: Path, sets: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
@@ -128,11 +120,20 @@ def pairs_to_measure(data: Path, sets: Sequence[str]) -> list[tuple[Tensor, Tens
 
 def measure(weights: str | Path, pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Means of every figure over the pictures."""
-    backbone, flat = as_multi_step(load_backbone(weights)), SobolevNorm(0.0)
-    rows: list[tuple[float, ...]] = []
+    backbone = as_multi_step(load_backbone(weights))
+
+    def restored(index: int, lq: Tensor) -> Tensor:
+        return restore_multi_step(backbone, lq, scale=SCALE, seeds=index, color_fix="none").sr
+
+    return mean_figures(restored, pairs)
+
+
+def mean_figures(restored: Callable[[int, Tensor], Tensor], pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Means of every figure over the pictures, of what `restored(number, lq)` makes of them."""
+    flat, rows = SobolevNorm(0.0), list[tuple[float, ...]]()
     for index, (gt, lq) in enumerate(pairs):
-        with torch.inference_mode():
-            sr = quantize_8bit(restore_multi_step(backbone, lq, scale=SCALE, seeds=index, color_fix="none").sr)
+        with torch.no_grad():
+            sr = quantize_8bit(restored(index, lq))
             bands = 1000 * flat.band_energies(sr - gt)[0]
             others = (psnr(sr, gt, crop=SCALE), *bands, log_spectral_distance(sr, gt), high_frequency_ratio(sr, gt, scale=SCALE))
             rows.append(tuple(float(value) for value in others))
@@ -160,15 +161,6 @@ def train(seed: int, options: argparse.Namespace, folders: Sequence[str]) -> dic
         sets = [f'name="{name}"', f"data.folders={training_folders(options.data)}", f"adversary.adapter={file}"]
         found[method] = trained(HERE / "asasr_pixel.toml", [*sets, *METHODS[method], *seeded], options.out / name)
     return found
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The figures, mean and standard deviation over seeds, as Markdown."""
-    lines = ["| training | " + " | ".join(FIGURES.values()) + " |", "| --- " * (len(FIGURES) + 1) + "|"]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        cells = [mean_and_spread([row[name] for row in rows if row["method"] == method]) for name in FIGURES]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def verdict_rows(rows: Sequence[dict[str, Any]], claims: Sequence[tuple[str, str, str, str]]) -> list[str]:
@@ -244,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = [{"method": START, "seed": 0, **measure(MODEL, pairs)}]
     for method in options.methods:
         rows += [{"method": method, "seed": seed, **measure(runs[method, seed], pairs)} for seed in options.seeds]
-    print(table(rows), "", *verdict_rows(rows, CLAIMS), sep="\n")
+    print(table(rows, FIGURES), "", *verdict_rows(rows, CLAIMS), sep="\n")
     if options.json:
         report = json.dumps({"rows": rows}, indent=2)
         write_atomic(options.json, lambda temporary: temporary.write_text(report + "\n", encoding="utf-8"))

@@ -3,7 +3,7 @@
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +65,12 @@ def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
     """Mean and standard deviation over seeds."""
     spread = statistics.stdev(values) if len(values) > 1 else 0
     return f"{statistics.fmean(values):.{digits}f} +- {spread:.{digits}f}"
+
+
+def table(rows: Sequence[dict[str, Any]], figures: Mapping[str, str]) -> str:
+    """Figures (key -> title) of rows by `method`, mean and standard deviation over seeds, as Markdown."""
+    lines = ["| training | " + " | ".join(figures.values()) + " |", "| --- " * (len(figures) + 1) + "|"]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = [mean_and_spread([row[name] for row in rows if row["method"] == method]) for name in figures]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

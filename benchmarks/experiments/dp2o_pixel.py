@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import file_name, mean_and_spread, trained, training_folders
+from common import file_name, table, trained, training_folders
 
 from alignsr.core.metrics import hybrid_reward
 from alignsr.core.metrics.ranking import score_ranges
@@ -152,13 +152,10 @@ def fresh(seed: int, model: str, name: str, options: argparse.Namespace, *, own:
     return read_scores(folder / SCORES)
 
 
-def table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
+def tables(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
     """Figures, mean and standard deviation over seeds, as Markdown; then every metric's mean and deviation over noises."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    lines = ["| training | " + " | ".join(FIGURES.values()) + " |", "| --- " * (len(FIGURES) + 1) + "|"]
-    for method in methods:
-        mine = [row for row in rows if row["method"] == method]
-        lines.append(f"| {method} | " + " | ".join(mean_and_spread([row[key] for row in mine]) for key in FIGURES) + " |")
+    lines = [table(rows, FIGURES)]
     lines += ["", "| training | " + " | ".join(metrics) + " |", "| --- " * (len(metrics) + 1) + "|"]
     for method in methods:
         mine = [row for row in rows if row["method"] == method]
@@ -273,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append({"method": method, "seed": seed, **measure(seed, str(weights[method]), name, options, ranges)})
             curves[method].append(found[method])
     rows.sort(key=lambda row: [START, *METHODS].index(row["method"]))
-    print(table(rows, metrics))
+    print(tables(rows, metrics))
     lines = directions(rows, options.seeds)
     for line in lines:
         gaps = ", ".join(f"{gap:+.4f}" for gap in line["differences"])

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SCALE, file_name, mean_and_spread, test_pairs, trained, training_folders
+from common import SCALE, file_name, table, test_pairs, trained, training_folders
 from torch import Tensor
 
 from alignsr.core.backbones import load_backbone
@@ -120,15 +120,6 @@ def relative_spectrum(sr: Tensor, gt: Tensor) -> list[float]:
     return (sums / torch.bincount(band, minlength=BINS)).tolist()
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The figures, mean and standard deviation over seeds, as Markdown."""
-    lines = ["| training | " + " | ".join(FIGURES.values()) + " |", "| --- " * (len(FIGURES) + 1) + "|"]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        cells = [mean_and_spread([row[name] for row in rows if row["method"] == method]) for name in FIGURES]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def differences(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Per seed: what a term changed against the same training without it."""
     found: list[dict[str, Any]] = []
@@ -194,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = [{"method": START, "seed": 0, **measure("pixel-x4", pairs)}]
     for method in options.methods:
         rows += [{"method": method, "seed": seed, **measure(runs[method, seed], pairs)} for seed in options.seeds]
-    print(table(rows))
+    print(table(rows, FIGURES))
     changes = differences(rows, options.seeds)
     for line in changes:
         gains = ", ".join(f"{title} {line[name]:+.3f}" for name, title in FIGURES.items())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from artefact_helpers import METHODS, make_artefacts
-from node_helpers import picture
+from node_helpers import Watcher, picture
 from train_helpers import make_pictures
 
 from alignsr.core.lora_files import read_adapter
@@ -27,21 +27,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_pictures(folder / "pictures", side=72)
     make_artefacts(folder / "artefacts")
     return folder
-
-
-class Watcher:
-    """Notes progress, and cancels at a step, if asked."""
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-        self.cancel_at = 0
-        self.host: Any = None
-
-    def __call__(self, value: int, total: int, desc: str, preview: Any) -> None:
-        if desc.startswith("training"):
-            self.steps.append(value)
-            if value == self.cancel_at:
-                self.host.cancel()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from node_helpers import picture
+from node_helpers import Watcher, picture
 from safetensors.torch import load_file
 from strsr_helpers import one_step_adapter
 from train_helpers import equal_files, make_pictures
@@ -36,25 +36,6 @@ FLUX, Z_IMAGE, PIXEL = "tiny-strsr-flux2-klein-stage1", "tiny-strsr-z-image-stag
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_pictures(tmp_path_factory.mktemp("data") / "pictures", side=136)
-
-
-class Watcher:
-    """Notes progress and previews, and cancels at a step, if asked."""
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-        self.previews: list[tuple[int, int]] = []
-        self.cancel_at = 0
-        self.host: Any = None
-
-    def __call__(self, value: int, total: int, desc: str, preview: Any) -> None:
-        if not desc.startswith("training"):
-            return
-        self.steps.append(value)
-        if preview is not None:
-            self.previews.append(preview.size)
-        if value == self.cancel_at:
-            self.host.cancel()
 
 
 @pytest.fixture

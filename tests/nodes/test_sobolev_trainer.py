@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from node_helpers import picture
+from node_helpers import Watcher, picture
 from train_helpers import make_pictures
 
 from alignsr.core.lora import Adapter
@@ -27,21 +27,6 @@ FLUX, SD, PIXEL = "tiny-asasr-flux", "tiny-asasr-sd15", "tiny-asasr-pixel"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_pictures(tmp_path_factory.mktemp("data") / "pictures")
-
-
-class Watcher:
-    """Notes progress, and cancels at a step, if asked."""
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-        self.cancel_at = 0
-        self.host: Any = None
-
-    def __call__(self, value: int, total: int, desc: str, preview: Any) -> None:
-        if desc.startswith("training"):
-            self.steps.append(value)
-            if value == self.cancel_at:
-                self.host.cancel()
 
 
 @pytest.fixture
