@@ -19,11 +19,14 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from alignsr.core.backbones import LATENT_KINDS
@@ -39,9 +42,13 @@ from alignsr.core.conditioning.tiny import TINY_WIDTH, tiny_tokenizer, tiny_vlm
 from alignsr.core.conditioning.vision import vision_sizes
 from alignsr.core.counting import count_flops, peak_bytes, vlm_flops
 from alignsr.core.lora import LORA_TARGETS, Adapter, expected_state
+from alignsr.core.networks.clip_critic import random_clip_critic, tiny_clip_critic
+from alignsr.core.networks.feature_maps import ClipMaps, clip_maps
 from alignsr.core.records import Conditioning
 from alignsr.core.tiling import plan
+from alignsr.train import conditioning
 from alignsr.train.hooks import SilentHooks
+from alignsr.train.recipes import load_config, one_step_distill
 
 SCALE, KEPT_TOKENS = 4, 68
 STEP_TARGET, WHOLE_TARGET, MEMORY_TARGET = 1.6, 2.0, 24 * 2**30
@@ -264,33 +271,40 @@ class StepTimes(SilentHooks):
         self.ends.append(time.perf_counter())
 
 
+def make_critic(device: str | torch.device, is_tiny: bool = False) -> ClipMaps:
+    """What the published critic looks through, the image tower of CLIP's ConvNeXt-XXLarge, untrained; float32, as in the recipe."""
+    return clip_maps(tiny_clip_critic() if is_tiny else made(random_clip_critic, device, torch.float32))
+
+
+@contextmanager
+def untrained(device: torch.device, is_tiny: bool) -> Iterator[None]:
+    """Where the recipe would open the files of the language model and of the critic, it gets the same networks untrained."""
+    with (
+        patch.object(conditioning, "find_folder", lambda *_: Path()),
+        patch.object(conditioning, "load_vlm", lambda *_: make_vlm(device, torch.bfloat16, is_tiny)),
+        patch.object(one_step_distill, "build_features", lambda *_: make_critic(device, is_tiny)),
+    ):
+        yield
+
+
 def train(kind: str, options: argparse.Namespace, clock: Clock) -> dict[str, float]:
     """Seconds of a training step at batch 1 (median, the first one left out) and peak memory."""
-    from PIL import Image
-
-    from alignsr.train import conditioning
-    from alignsr.train.recipes import load_config
-
-    name = f"{'tiny-' if options.tiny else ''}strsr-{kind.replace('2_', '2-').replace('z_image', 'z-image')}-stage1"
-    side = 128 if options.tiny else 1024
-    load_vlm = conditioning.load_vlm
-    with tempfile.TemporaryDirectory() as place:
+    name = f"strsr-{kind.replace('2_', '2-').replace('z_image', 'z-image')}-stage1"
+    side = options.train_side
+    with tempfile.TemporaryDirectory() as place, untrained(clock.device, options.tiny):
         for n in range(3):
             noise = torch.rand(side // 16, side // 16, 3, generator=torch.Generator().manual_seed(n))
             Image.fromarray((noise * 255).byte().numpy()).resize((side, side), Image.Resampling.BICUBIC).save(f"{place}/{n}.png")
         sets = [f'data.folders=["{Path(place).as_posix()}"]', "data.holdout=0", "data.pair_pool=0", "data.workers=2"]
         sets += [f"data.gt_patch_px={side}", f"run.steps={options.train_steps}", "run.batch_size=1", "run.preview_every=0"]
         sets += ["run.validate_every=0", f"run.checkpoint_every={options.train_steps}", f"optimizer.bits={options.bits}"]
-        if not options.tiny:
-            sets += ['model.source="random"', 'losses.lpips.vgg="random"', 'discriminator.features.weights="random"']
-            conditioning.load_vlm = lambda *_: make_vlm("cpu", torch.bfloat16, False)
-        try:
-            recipe, config = load_config(name, sets)
-            clock.forget_peak()
-            times = StepTimes(clock)
-            recipe.train(config, Path(place) / "run", times)
-        finally:
-            conditioning.load_vlm = load_vlm
+        sets += [f'model.source="{"tiny" if options.tiny else "random"}"', 'losses.lpips.vgg="random"']
+        if options.tiny:
+            sets += ["lora.rank=4", f"conditioning.width={TINY_WIDTH}"]
+        recipe, config = load_config(name, sets)
+        clock.forget_peak()
+        times = StepTimes(clock)
+        recipe.train(config, Path(place) / "run", times)
     steps = [after - before for before, after in zip(times.ends, times.ends[1:], strict=False)]
     return {"seconds": statistics.median(steps), "peak_bytes": clock.peak()}
 
@@ -330,9 +344,6 @@ def report(kind: str, counted: dict[str, Any], plan_of: dict[str, Any], found: d
     if "large_seconds" in found:
         peak, limit = found["large_peak_bytes"] / gib, MEMORY_TARGET / gib
         print(f"{options.large} x {options.large}: {found['large_seconds']:.1f} s, peak {peak:.1f} GiB (target {limit:.0f})")
-    if "train" in found:
-        row = found["train"]
-        print(f"training step, batch 1: {row['seconds']:.2f} s, peak {row['peak_bytes'] / gib:.1f} GiB")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -345,17 +356,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
     parser.add_argument("--channels-last", action="store_true", help="convolutions of the autoencoder in that memory format")
     parser.add_argument("--train-steps", type=int, default=4, help="steps of the training run; 0 leaves it out")
+    parser.add_argument("--train-side", type=int, default=0, help="of the crops in px; default 1024 (tiny: 128)")
     parser.add_argument("--bits", type=int, choices=(32, 8), default=32, help="of the optimiser's state")
     parser.add_argument("--tiny", action="store_true", help="miniatures: shows that the program runs")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(argv)
     options.side = options.side or (64 if options.tiny else 1024)
+    options.train_side = options.train_side or (128 if options.tiny else 1024)
     options.large = (128 if options.tiny else 4096) if options.large < 0 else options.large
 
     device = torch.device(options.device)
     runs = options.tiny or device.type == "cuda"
     dtype = torch.bfloat16 if device.type == "cuda" and not options.tiny else torch.float32
     results: dict[str, Any] = {}
+    settings = {key: value for key, value in vars(options).items() if key != "json"}
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+    def save() -> None:  # after every part: what is measured stays when the next one fails
+        if options.json:
+            report_of = {"settings": settings, "device": place, "models": results}
+            options.json.write_text(json.dumps(report_of, indent=2) + "\n", encoding="utf-8")
+
     for kind in options.kind:
         counted = count(kind, options.side, options.tiny)
         plan_of = memory_plan(kind, options.large or 4096, options.tiny)
@@ -364,15 +385,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             clock = Clock(device)
             speed = product_speed(clock, dtype, 256 if options.tiny else 8192)
             found = {"flops_per_second": speed, **measure(kind, options, clock, dtype)}
-            if options.train_steps:
-                found["train"] = train(kind, options, clock)
         report(kind, counted, plan_of, found, options)
         results[kind] = {"counted": counted, "plan": plan_of, "measured": found}
-    if options.json:
-        settings = {key: value for key, value in vars(options).items() if key != "json"}
-        place = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        report_of = {"settings": settings, "device": place, "models": results}
-        options.json.write_text(json.dumps(report_of, indent=2) + "\n", encoding="utf-8")
+        save()
+        if found is not None and options.train_steps:
+            row = found["train"] = train(kind, options, clock)
+            print(f"training step, batch 1: {row['seconds']:.2f} s, peak {row['peak_bytes'] / 2**30:.1f} GiB")
+            save()
     return 0
 
 

@@ -127,6 +127,17 @@ def tiny_clip_critic(hidden: int = 16, embedding: int = 32) -> ClipCritic:
     return _assemble(trunk, nn.Identity(), embedding, hidden)
 
 
+def random_clip_critic(architecture: str = CLIP_NAME, hidden: int = HEAD_CHANNELS) -> ClipCritic:
+    """The critic of the published size without CLIP's weights: what it costs does not depend on them.
+
+    Args:
+        architecture: open_clip's name of the model.
+        hidden: width of the heads.
+    """
+    visual, embedding = _image_tower(architecture)
+    return _assemble(cast(Any, visual).trunk, cast(Any, visual).head, embedding, hidden)
+
+
 def find_clip(name: str | Path = "", folders: Iterable[str | Path] = ()) -> Path:
     """Where OpenCLIP's weights lie; without a name the first of `CLIP_FILES` that is there.
 

@@ -158,6 +158,13 @@ class WithEmbedding(nn.Module):
         return [*found, found[-1].mean((2, 3))]
 
 
+def clip_maps(critic: ClipCritic) -> ClipMaps:
+    """What a critic of ours looks through, without its heads."""
+    widths: list[int] = [cast(Any, head).conv_in.in_channels for head in critic.heads.maps]
+    embedding: int = cast(Any, critic.heads.embedding).linear_in.in_features
+    return ClipMaps(cast(FrozenFeatures, critic.features), (*widths, embedding))
+
+
 def open_features(
     kind: str, name: str | Path = "", folders: Iterable[str | Path] = (), architecture: str = CLIP_NAME
 ) -> "VGGMaps | ClipMaps | LiteMaps | EncoderMaps":
@@ -178,10 +185,7 @@ def open_features(
     if kind == "vgg19":
         found = VGGMaps(VGG19Features() if name == RANDOM else load_vgg19(name or VGG19_FILE, folders))
     elif kind == "clip":
-        critic = tiny_clip_critic() if name == RANDOM else load_clip_critic(name, folders, architecture)
-        widths: list[int] = [cast(Any, head).conv_in.in_channels for head in critic.heads.maps]
-        embedding: int = cast(Any, critic.heads.embedding).linear_in.in_features
-        found = ClipMaps(cast(FrozenFeatures, critic.features), (*widths, embedding))
+        found = clip_maps(tiny_clip_critic() if name == RANDOM else load_clip_critic(name, folders, architecture))
     else:
         found = _network_maps(name, folders)
     return found.requires_grad_(False).eval()

@@ -122,6 +122,26 @@ def test_the_benchmark_runs_whole_on_miniatures(
     assert ("train" in found) == ("2" in more) and "x its bound (target 1.6)" in capsys.readouterr().out
 
 
+def test_training_is_measured_with_the_published_critic(benchmark: ModuleType) -> None:
+    """strsr.md 2.3: 384, 768 and 1536 channels, an embedding of 1024, and heads of 12.9 million parameters on them."""
+    maps = benchmark.make_critic("meta")
+    assert (maps.channels, maps.embedding) == ((384, 768, 1536), 1024)
+    assert sum(parameter.numel() for parameter in maps.parameters()) == pytest.approx(846.5e6, abs=0.1e6)
+
+
+def test_what_was_measured_is_kept_when_training_fails(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("no memory for a training step")
+
+    monkeypatch.setattr(benchmark, "train", fail)
+    out = tmp_path / "r.json"
+    with pytest.raises(MemoryError, match="training step"):
+        benchmark.main(["--tiny", "--kind", "z_image", "--rounds", "1", "--json", str(out)])
+    assert json.loads(out.read_text())["models"]["z_image"]["measured"]["seconds"] > 0
+
+
 def test_work_and_memory_of_28_steps(multi_step: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """asasr.md 4.7 derives 1.055, 2.659 and 4.633 PFLOP, 3.1 a policy of 57.95 M; a step of 8 pairs fits 80 GB (20 s)."""
     assert multi_step.main(["--batches", "8", "--json", str(tmp_path / "r.json")]) == 0
