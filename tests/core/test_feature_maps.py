@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pass_helpers import counted_passes
 from torch import Tensor
 
 from alignsr.core.losses.frequency import FDL_CHANNELS, fdl_loss, make_projections
@@ -88,17 +89,21 @@ def test_power_iterations_happen_when_asked_and_not_in_passes() -> None:
     assert not critic.heads.training
 
 
-def test_checkpointing_changes_nothing_but_memory() -> None:
+def test_checkpointing_runs_blocks_again_and_changes_no_gradient() -> None:
     critic = critic_on(source("clip"), hidden=8)  # pyright: ignore[reportArgumentType]
     critic.iterate_power()
     grads: list[Tensor] = []
+    passes: list[int] = []
     for _ in range(2):
         x = image().requires_grad_()
-        sum(level.mean() for level in critic(x)).backward()  # pyright: ignore[reportAttributeAccessIssue]
+        with counted_passes() as calls:
+            sum(level.mean() for level in critic(x)).backward()  # pyright: ignore[reportAttributeAccessIssue]
         assert x.grad is not None
         grads.append(x.grad)
+        passes.append(calls["ConvNeXtBlock"])
         set_checkpointing(critic)
     assert torch.allclose(*grads, atol=1e-7)
+    assert passes[1] == 2 * passes[0] > 0
     assert isinstance(critic, ClipCritic)
 
 

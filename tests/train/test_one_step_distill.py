@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from pass_helpers import counted_passes
 from strsr_helpers import one_step_adapter, write_released
 from train_helpers import StopAfter, equal_files, make_pictures, state_of, tiny
 
@@ -368,11 +369,15 @@ def test_inference_goes_as_far_as_training_did(name, switch, pictures, tmp_path)
         assert torch.allclose(one_step(opened, x), (opened.decode(z - 0.5 * v) + 1) / 2, atol=1e-5)
 
 
-def test_checkpointing_changes_no_gradient(pictures, tmp_path):
-    logs = []
+def test_checkpointing_runs_blocks_again_and_changes_no_gradient(pictures, tmp_path):
+    logs, passes = [], []
     for used in (True, False):
         config = light(FLUX, pictures, model__use_checkpointing=used)
-        logs.append(recipe.train(config, tmp_path / str(used)).logs[-1])
+        with counted_passes() as calls:
+            logs.append(recipe.train(config, tmp_path / str(used)).logs[-1])
+        passes.append(calls)
+    for block in ("Flux2TransformerBlock", "Flux2SingleTransformerBlock", "UpDecoderBlock2D"):
+        assert passes[0][block] > passes[1][block] > 0, block
     for key in ("loss", "grad_norm", "discriminator/loss"):
         assert logs[0][key] == pytest.approx(logs[1][key], rel=1e-5)
 

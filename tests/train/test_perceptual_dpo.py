@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pass_helpers import counted_passes
 from preference_helpers import KINDS, dpo, sample, write_control
 from train_helpers import StopAfter, equal_files
 
@@ -280,10 +281,13 @@ def test_every_option_runs_and_resumes(switch, runs, controls, tmp_path):
 
 
 def test_checkpointed_gradients_are_the_plain_ones(runs, controls, tmp_path):
-    logs = []
+    logs, passes = [], []
     for flag in (True, False):
         config = light("tiny-dp2o-sd2", runs, controls, model__use_checkpointing=flag, run__steps=2)
-        logs.append(recipe.train(config, tmp_path / str(flag)).logs[-1])
+        with counted_passes() as calls:
+            logs.append(recipe.train(config, tmp_path / str(flag)).logs[-1])
+        passes.append(calls["BasicTransformerBlock"])
+    assert passes[0] > passes[1] > 0, "blocks run again"
     assert logs[0]["grad_norm"] == pytest.approx(logs[1]["grad_norm"], rel=1e-4)
     assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=1e-6)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from pass_helpers import counted_passes
 from torch import Tensor
 from train_helpers import StopAfter, equal_files, make_pictures, tiny
 
@@ -133,11 +134,13 @@ def test_the_order_of_passes_and_which_adapters_act(pictures, tmp_path, monkeypa
     ]
 
 
-def test_checkpointing_changes_nothing(pictures, tmp_path):
-    logs = [
-        recipe.train(tiny(FLUX, pictures, **QUIET, **FOUR, model__use_checkpointing=on), tmp_path / str(on)).logs
-        for on in (False, True)
-    ]
+def test_checkpointing_runs_blocks_again_and_changes_nothing(pictures, tmp_path):
+    logs, passes = [], []
+    for on in (False, True):
+        with counted_passes() as calls:
+            logs.append(recipe.train(tiny(FLUX, pictures, **QUIET, **FOUR, model__use_checkpointing=on), tmp_path / str(on)).logs)
+        passes.append(calls["GELU"])
+    assert passes[1] > passes[0] > 0, "feed-forward parts of the blocks"
     for plain, again in zip(*logs, strict=True):
         assert again["loss"] == pytest.approx(plain["loss"], rel=1e-5)
         assert again["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
