@@ -272,7 +272,7 @@ class StepTimes(SilentHooks):
 
 
 def make_critic(device: str | torch.device, is_tiny: bool = False) -> ClipMaps:
-    """What the published critic looks through, the image tower of CLIP's ConvNeXt-XXLarge, untrained; float32, as in the recipe."""
+    """What the published critic looks through, ConvNeXt-XXLarge's image tower, untrained; float32, as in the recipe."""
     return clip_maps(tiny_clip_critic() if is_tiny else made(random_clip_critic, device, torch.float32))
 
 
