@@ -3,10 +3,8 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from ..core.weights import MissingModelError
 from .common import SR_MODEL, file_stamp, input_names
 from .host import Host, get_host
 from .models import DEVICES
@@ -14,13 +12,6 @@ from .one_step import AUTO, OFFLOADS, PRECISIONS, TINY, OneStepModel, Request, d
 
 NONE = "none"
 BACKBONES = {"flux1": ("flux1", {}), **{v: ("stable_diffusion", {"version": v}) for v in ("sd2", "sd15", "sdxl")}}
-FOLDERS = {
-    "flux1": ("FLUX.1-dev",),
-    "sd2": ("stable-diffusion-2-base",),
-    "sd15": ("stable-diffusion-v1-5",),
-    "sdxl": ("stable-diffusion-xl-base-1.0",),
-}
-DOWNLOADS = {"flux1": "flux1", "sd15": "sd15", "sdxl": "sdxl"}
 FOLDER_KEYS = ("diffusers", "alignsr", "diffusion_models")
 CONDITIONS = ("full", "half")
 MARKERS = {"flux1": "transformer/config.json", "stable_diffusion": "unet/config.json"}
@@ -43,14 +34,14 @@ def find_multi_step(
         MissingModelError: names each missing file, the folders searched and where to get it.
     """
     from ..core.backbones import MULTI_STEP_KINDS
-    from ..core.backbones.files import find_components
-    from ..core.backbones.stable_diffusion import COMPONENTS_OF
+    from ..core.backbones.latent import components_of
+    from ..core.backbones.published import find_folder, find_source
 
     kind, own = BACKBONES[backbone]
     entry = MULTI_STEP_KINDS[kind]
-    components = COMPONENTS_OF.get(backbone, entry.components)
     assert entry.control is not None
-    folders = {part.folder: host.model_dirs(part.folder) for part in (*components, entry.control)}
+    version = own.get("version", "")
+    folders = {part.folder: host.model_dirs(part.folder) for part in (*components_of(entry, version), entry.control)}
     facts = {**(own if model_name != TINY else {}), **options.pop("facts", {})}
     vae, control = (None if name in (AUTO, NONE) else name for name in (vae_name, control_name))
     request = Request(
@@ -61,20 +52,12 @@ def find_multi_step(
             raise ValueError("model_name: expected files for sdxl, tiny is made for flux1, sd2 and sd15; choose one of them")
         control = None if control_name == NONE else TINY
         return replace(request, source=TINY, autoencoder=None, control=control)
-    names = FOLDERS[backbone] if model_name == AUTO else (model_name,)
     places = [folder for key in FOLDER_KEYS for folder in host.model_dirs(key)]
-    whole = next((place / name for name in names for place in places if (place / name / MARKERS[kind]).is_file()), None)
     if model_name != AUTO:
+        whole = find_folder(model_name, entry.main, places)
         return replace(request, source=whole) if whole is not None else replace(request, transformer=model_name)
-    try:
-        find_components(components, folders, {"vae": vae} if vae else {})
-    except MissingModelError as error:
-        if whole is not None:
-            return replace(request, source=whole)
-        place = next(iter(host.model_dirs(FOLDER_KEYS[0])), Path(FOLDER_KEYS[0])) / names[0]
-        get = f"`alignsr models download {DOWNLOADS[backbone]}`, to" if backbone in DOWNLOADS else "a diffusers folder in"
-        raise MissingModelError(f"{error}. Or {get} {place}") from error
-    return request
+    source = find_source(kind, folders, places, version=version, chosen={"vae": vae} if vae else {})
+    return replace(request, source=source)
 
 
 class LoadMultiStepBackbone:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from ..core.weights import MissingModelError
 from .common import SR_MODEL, file_stamp, input_names
 from .host import Host, get_host
 from .models import DEVICES
@@ -22,8 +21,6 @@ KINDS = ("flux2_klein", "z_image")
 PRECISIONS = ("bf16", "fp16", "fp32", "8bit", "4bit")
 OFFLOADS = ("sequential", "none")
 FOLDER_KEYS = ("diffusers", "alignsr", "diffusion_models")  # where diffusers folders lie
-DIFFUSERS_FOLDERS = {"flux2_klein": ("FLUX.2-klein-base-4B", "FLUX.2-klein-4B"), "z_image": ("Z-Image-Turbo",)}
-DOWNLOADS = {"flux2_klein": "flux2-klein", "z_image": "z-image"}
 
 
 @dataclass(frozen=True)
@@ -119,31 +116,18 @@ def find_request(host: Host, kind: str, model_name: str = AUTO, vae_name: str = 
         MissingModelError: names each missing file, the folders searched and where to get it.
     """
     from ..core.backbones import LATENT_KINDS
-    from ..core.backbones.files import find_components
+    from ..core.backbones.published import find_folder, find_source
 
     folders = {part.folder: host.model_dirs(part.folder) for part in LATENT_KINDS[kind].components}
     vae = None if vae_name == AUTO else vae_name
     request = Request(kind, None, folders, autoencoder=vae, **options)
     if model_name == TINY:
         return replace(request, source=TINY, autoencoder=None)
-    names = DIFFUSERS_FOLDERS[kind] if model_name == AUTO else (model_name,)
-    whole = _diffusers_folder(host, names)
-    if model_name != AUTO:
-        return replace(request, source=whole) if whole is not None else replace(request, transformer=model_name)
-    try:
-        find_components(LATENT_KINDS[kind].components, folders, {"vae": vae} if vae else {})
-    except MissingModelError as error:
-        if whole is not None:
-            return replace(request, source=whole)
-        place = next(iter(host.model_dirs(FOLDER_KEYS[0])), Path(FOLDER_KEYS[0]))
-        raise MissingModelError(f"{error}. Or `alignsr models download {DOWNLOADS[kind]}`, to {place / names[0]}") from error
-    return request
-
-
-def _diffusers_folder(host: Host, names: tuple[str, ...]) -> Path | None:
     places = [folder for key in FOLDER_KEYS for folder in host.model_dirs(key)]
-    found = [place / name for name in names for place in places if (place / name / "transformer" / "config.json").is_file()]
-    return found[0] if found else None
+    if model_name != AUTO:
+        whole = find_folder(model_name, LATENT_KINDS[kind].main, places)
+        return replace(request, source=whole) if whole is not None else replace(request, transformer=model_name)
+    return replace(request, source=find_source(kind, folders, places, chosen={"vae": vae} if vae else {}))
 
 
 class LoadOneStepBackbone:

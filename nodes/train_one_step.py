@@ -15,7 +15,7 @@ from .losses import LOSS, Chain, as_losses
 from .models import LoadedModel, load_model
 from .one_step import TINY, OneStepModel, Request
 from .train import EVERYTHING, RUNS, FinishedRun, find_run, run_recipe, widgets
-from .trained import file_of, named_source
+from .trained import file_of
 
 LOGGER = logging.getLogger("alignsr")
 TITLE = "One-Step Trainer"
@@ -132,6 +132,7 @@ def trained_model(run: FinishedRun) -> tuple[OneStepModel | LoadedModel, Adapter
     """
     from ..core.backbones import LATENT_KINDS
     from ..core.lora_files import read_adapter
+    from ..train.start import named_source
 
     config = run.config.model
     if config.backbone == "pixel" or run.config.lora.rank == 0:
@@ -143,7 +144,7 @@ def trained_model(run: FinishedRun) -> tuple[OneStepModel | LoadedModel, Adapter
         return _untrained_with(run, adapter, folders), adapter
     request = Request(
         config.backbone,
-        named_source(config.source, folders),
+        named_source(config.backbone, config.source, folders, network=config.transformer, autoencoder=config.autoencoder),
         {part.folder: folders for part in LATENT_KINDS[config.backbone].components},
         transformer=config.transformer or None,
         autoencoder=config.autoencoder or None,

@@ -46,6 +46,7 @@ def trained_multi_step(run: FinishedRun, joined: Adapter | None) -> OneStepModel
     Latent backbones are opened anew when they are needed, with the adapters merged; `pixel` is whole in its file.
     """
     from ..core.backbones import MULTI_STEP_KINDS
+    from ..train.start import named_source
 
     config = run.config.model
     if config.backbone == "pixel":
@@ -58,9 +59,10 @@ def trained_multi_step(run: FinishedRun, joined: Adapter | None) -> OneStepModel
     if config.condition_stride:
         facts["condition_stride"] = config.condition_stride
     parts = (*kind.components, *(() if kind.control is None else (kind.control,)))
+    chosen = {"version": config.version, "network": config.network, "autoencoder": config.autoencoder}
     request = Request(
         config.backbone,
-        named_source(config.source, folders),
+        named_source(config.backbone, config.source, folders, **chosen),
         {part.folder: folders for part in parts},
         transformer=config.network or None,
         autoencoder=config.autoencoder or None,
@@ -86,13 +88,6 @@ def file_of(lora: Any, name: str) -> str:
     if not Path(lora.source).is_file():
         raise ValueError(f"{name}: expected an adapter from a file, got {lora.source}; save it with Save LoRA and load it")
     return lora.source
-
-
-def named_source(name: str, folders: list[Path]) -> str | Path | None:
-    """What a config's `model.source` means to `Request`: nothing, `tiny`, or a path."""
-    from ..train.start import existing
-
-    return (name or None) if name in ("", TINY) else existing(name, folders)
 
 
 def _untrained_with(run: FinishedRun, adapter: Adapter | None, folders: list[Path]) -> LoadedModel:

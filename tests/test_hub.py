@@ -152,24 +152,31 @@ def test_every_entry_says_what_a_user_must_know_and_is_listed() -> None:
 
 
 def test_entries_are_those_that_nodes_name() -> None:
+    from alignsr.core.backbones import LATENT_KINDS
+    from alignsr.core.backbones.published import PUBLISHED
     from alignsr.core.conditioning.text import TEXT_STYLES
     from alignsr.core.conditioning.vlm import VLM_FOLDER
     from alignsr.nodes.lora import FOLDER_KEYS, RELEASED
-    from alignsr.nodes.one_step import DIFFUSERS_FOLDERS, DOWNLOADS
 
-    for kind, name in DOWNLOADS.items():
-        assert HUB[name].folder in DIFFUSERS_FOLDERS[kind] and HUB[f"{name}-text"].folder in TEXT_STYLES[kind].folder.names
+    for kind in LATENT_KINDS:
+        name = PUBLISHED[kind].download
+        assert HUB[name].folder in PUBLISHED[kind].folders and HUB[f"{name}-text"].folder in TEXT_STYLES[kind].folder.names
     assert HUB["qwen3-vl"].folder in VLM_FOLDER.names
     assert all(HUB[name].folder == name and HUB[name].key in FOLDER_KEYS for name in RELEASED)
 
 
 def test_entries_of_models_of_many_steps_are_those_that_nodes_name() -> None:
+    from alignsr.core.backbones.published import PUBLISHED
     from alignsr.core.conditioning import PROMPT_STYLES
     from alignsr.nodes import multi_step, prompts
     from alignsr.nodes.lora import ASASR
 
-    for backbone, name in multi_step.DOWNLOADS.items():
-        assert HUB[name].folder in multi_step.FOLDERS[backbone] and HUB[name].key in multi_step.FOLDER_KEYS
+    for backbone in multi_step.BACKBONES:
+        name = PUBLISHED[backbone].download
+        if not name:
+            assert not prompts.DOWNLOADS[backbone]
+            continue
+        assert HUB[name].folder in PUBLISHED[backbone].folders and HUB[name].key in multi_step.FOLDER_KEYS
         text = HUB[prompts.DOWNLOADS[backbone]]
         assert text.folder in PROMPT_STYLES[backbone].folder.names and text.key in prompts.FOLDER_KEYS
     assert all(f"{HUB['ASASR'].folder}/{pattern.split('/')[0]}" in " ".join(ASASR) for pattern in HUB["ASASR"].patterns[:2])
@@ -178,14 +185,14 @@ def test_entries_of_models_of_many_steps_are_those_that_nodes_name() -> None:
 def test_what_no_program_can_fetch_says_where_it_is_and_where_it_belongs() -> None:
     from alignsr.cli.hub import BY_HAND
     from alignsr.core.backbones import MULTI_STEP_KINDS
-    from alignsr.nodes.multi_step import FOLDERS
+    from alignsr.core.backbones.published import PUBLISHED
 
     listed = call("models", "list").out
     branches = [entry.control for entry in MULTI_STEP_KINDS.values()]
     known = {f"{part.folder}/{name}" for part in branches if part is not None for name in part.file_names}
     for name, item in BY_HAND.items():
         assert name in listed and item.place in listed and item.licence in listed
-        assert item.place in known or item.place == f"diffusers/{FOLDERS['sd2'][0]}"
+        assert item.place in known or item.place == f"diffusers/{PUBLISHED['sd2'].folders[0]}"
         done = call("models", "download", name)
         assert done.code == 2 or done.code == 1
         assert f"open {item.url} and put it into {item.place}" in " ".join(done.errors)

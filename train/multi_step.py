@@ -23,12 +23,12 @@ from ..core.lora import BINDING_FACTS, LORA_TARGETS, Adapter, expected_state
 from ..core.lora_files import save_adapter
 from ..core.records import Conditioning
 from ..core.weights import WeightsError, save_weights
-from .candidates.model import KEYS, tiny_pixel
+from .candidates.model import tiny_pixel
 from .config import ConfigError, empty_table, run_only
 from .latent_cache import LatentCache
 from .one_step import DTYPES, PIXEL_TARGETS
 from .prompts import PROMPTS, TINY, prompt_teller
-from .start import existing, named_adapter
+from .start import KEYS, named_adapter, named_source
 
 SFT, POLICY, ADVERSARY = "sft", "policy", "adv"
 RANDOM = "random"
@@ -39,8 +39,9 @@ class MultiStepModelConfig:
     """The model: its base, and the frozen adapter that training starts from."""
 
     backbone: Literal["flux1", "stable_diffusion", "pixel"] = "flux1"
-    # a diffusers folder, or its name in a model folder; empty: single files in the model folders; "random": the published size,
-    # "tiny": a miniature, both untrained; of pixel: a bundled name or weight file, empty: untrained, by options
+    # a diffusers folder, or its name in a model folder; empty: single files in the model folders, else the diffusers folder of
+    # the published name; "random": the published size, "tiny": a miniature, both untrained; of pixel: a bundled name or weight
+    # file, empty: untrained, by options
     source: str = ""
     version: Literal["", "sd15", "sd2", "sdxl"] = ""  # of stable_diffusion; empty: what the weights say
     network: str = ""  # weight file of transformer or UNet in place of the published one
@@ -399,9 +400,10 @@ def _open(
         return _open_pixel(config, name, licence, folders)
     if config.source == RANDOM or (config.source == TINY and config.options):
         return _untrained(config, facts)
+    chosen = {"version": config.version, "network": config.network, "autoencoder": config.autoencoder}
     return open_multi_step(
         config.backbone,
-        TINY if config.source == TINY else (existing(config.source, folders) if config.source else None),
+        named_source(config.backbone, config.source, folders, **chosen),
         folders=dict.fromkeys(KEYS, tuple(folders)),
         network=config.network or None,
         autoencoder=config.autoencoder or None,

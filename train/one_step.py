@@ -20,7 +20,7 @@ from ..core.lora_files import check_projector
 from ..core.records import Conditioning
 from ..core.weights import WeightsError, find_model, load_into, load_state_dict
 from .config import empty_table
-from .start import existing, named_adapter
+from .start import KEYS, existing, named_adapter, named_source
 
 PIXEL_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 UNTRAINED = ("tiny", "random")
@@ -32,8 +32,8 @@ class OneStepModelConfig:
     """The backbone and its one step."""
 
     backbone: Literal["flux2_klein", "z_image", "pixel"] = "flux2_klein"
-    # of latent backbones: a diffusers folder, or its name in a model folder; empty: single files in the model folders;
-    # "random": the published size, "tiny": a miniature, both untrained
+    # of latent backbones: a diffusers folder, or its name in a model folder; empty: single files in the model folders, else
+    # the diffusers folder of the published name; "random": the published size, "tiny": a miniature, both untrained
     source: str = ""
     transformer: str = ""  # weight file in place of the published one
     autoencoder: str = ""  # the same for the autoencoder; also with source "random" or "tiny", whose transformer then fits it
@@ -154,11 +154,11 @@ def build_backbone(
     if config.source in UNTRAINED:
         opened = _untrained(config, facts, folders)
     else:
-        keys = ("diffusion_models", "vae")
+        chosen = {"network": config.transformer, "autoencoder": config.autoencoder}
         opened = latent.open_backbone(
             config.backbone,
-            existing(config.source, folders) if config.source else None,
-            folders=dict.fromkeys(keys, tuple(folders)),
+            named_source(config.backbone, config.source, folders, **chosen),
+            folders=dict.fromkeys(KEYS, tuple(folders)),
             transformer=config.transformer or None,
             autoencoder=config.autoencoder or None,
             precision=config.precision,

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.backbones.latent import find_kind
+from ..core.backbones.published import find_source
 from ..core.lora import Adapter
 from ..core.lora_files import read_adapter
 from ..core.weights import MissingModelError, WeightsError, find_model, read_info
 from .state import checkpoints
 
 LOGGER = logging.getLogger(__name__)
+TINY = "tiny"
+KEYS = ("diffusers", "diffusion_models", "checkpoints", "vae", "controlnet")  # ComfyUI's folders of parts of models
 
 
 def find_checkpoint(name: str) -> Path:
@@ -54,6 +58,36 @@ def existing(name: str, folders: Sequence[str | Path]) -> Path:
     """The first of a path and of its places in the model folders that exists, be it a file or a folder; else the path."""
     places = [Path(name).expanduser(), *(Path(folder).expanduser() / name for folder in folders)]
     return next((place for place in places if place.exists()), places[0])
+
+
+def named_source(
+    kind: str,
+    name: str,
+    folders: Sequence[str | Path],
+    *,
+    version: str = "",
+    network: str = "",
+    autoencoder: str = "",
+) -> str | Path | None:
+    """What `model.source` of a latent backbone means: the `source` of `open_backbone` and `open_multi_step`.
+
+    Args:
+        kind: the backbone.
+        name: `tiny`; a diffusers folder by path or by its name in a model folder; empty: single files in the model folders, else
+            the diffusers folder of the published name.
+        folders: model folders.
+        version: of Stable Diffusion.
+        network: `model.transformer` or `model.network`, in place of the published one.
+        autoencoder: the same of the autoencoder.
+
+    Raises:
+        MissingModelError: an empty name, and neither is there.
+    """
+    if name:
+        return name if name == TINY else existing(name, folders)
+    chosen = {find_kind(kind).main: network, "vae": autoencoder}
+    given = {part: file for part, file in chosen.items() if file}
+    return find_source(kind, dict.fromkeys(KEYS, tuple(folders)), folders, version=version, chosen=given)
 
 
 def named_adapter(name: str, folders: Sequence[str | Path]) -> Adapter:

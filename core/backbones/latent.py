@@ -116,6 +116,11 @@ def find_kind(name: str) -> LatentKind:
     return known[name]
 
 
+def components_of(kind: LatentKind, version: str = "") -> tuple[Component, ...]:
+    """The parts of a family on disk, but for a control branch; those of another version of Stable Diffusion are other files."""
+    return stable_diffusion.COMPONENTS_OF.get(version, kind.components) if kind.main == "unet" else kind.components
+
+
 def tiny(name: str, *, seed: int = 0, options: Mapping[str, Any] | None = None, **facts: Any) -> LatentBackbone:
     """A backbone of the same architecture with a few thousand random parameters, for tests and for trying a workflow.
 
@@ -338,7 +343,7 @@ def _paths(
     chosen: Mapping[str, str | Path],
     version: str,
 ) -> dict[str, Path]:
-    components = stable_diffusion.COMPONENTS_OF.get(version, kind.components) if kind.main == "unet" else kind.components
+    components = components_of(kind, version)
     if "control" in chosen:
         if kind.control is None:
             raise ValueError("control: expected none, since this model has no control branch; leave it out")

@@ -15,6 +15,7 @@ from tiny_language_models import make_text_model, make_tokenizer
 
 from alignsr.core.backbones import LATENT_KINDS, load_backbone, offload, open_backbone
 from alignsr.core.backbones.latent import tiny
+from alignsr.core.backbones.published import PUBLISHED
 from alignsr.core.conditioning import resident
 from alignsr.core.images import quantize_8bit
 from alignsr.core.restore import restore, scale_warning
@@ -153,7 +154,7 @@ def test_weights_are_read_when_needed_and_checked_before(kind: str, host: Any, t
     for part in ("diffusion_models", "vae"):
         for file in (tmp_path / "own" / part).iterdir():
             file.unlink()
-    name = one_step.DIFFUSERS_FOLDERS[kind][0]
+    name = PUBLISHED[kind].folders[0]
     write_diffusers_folder(tmp_path / "own" / "diffusers" / name, source)
     assert name in one_step.LoadOneStepBackbone.INPUT_TYPES()["required"]["model_name"][0]
     for chosen in ("auto", name):
@@ -173,8 +174,8 @@ def test_missing_files_name_each_file_its_folders_and_the_command(kind: str, hos
     text = str(caught.value)
     for part, file in zip(("diffusion_models", "vae"), FILES[kind], strict=True):
         assert file in text and str(folder / part) in text and str(tmp_path / "own" / part) in text
-    assert one_step.DIFFUSERS_FOLDERS[kind][0] in text and str(folder / "diffusers") in text
-    assert f"alignsr models download {one_step.DOWNLOADS[kind]}" in text and "Hugging Face" in text
+    assert PUBLISHED[kind].folders[0] in text and str(folder / "diffusers") in text
+    assert f"alignsr models download {PUBLISHED[kind].download}" in text and "Hugging Face" in text
 
 
 def test_corrupt_files_are_said_when_they_are_chosen(host: Any, tmp_path: Path) -> None:

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from latent_helpers import write_diffusers_folder
 from node_helpers import Watcher, picture
 from safetensors.torch import load_file
 from strsr_helpers import one_step_adapter
 from train_helpers import equal_files, make_pictures
 
 from alignsr.core.backbones.latent import tiny
+from alignsr.core.backbones.published import PUBLISHED
 from alignsr.core.compat import import_diffusers
-from alignsr.core.lora_files import save_adapter
+from alignsr.core.lora_files import RELEASED, save_adapter
 from alignsr.core.weights import MissingModelError, WeightsError, load_state_dict, read_info, save_weights
 from alignsr.nodes import condition, lora, one_step
 from alignsr.nodes.discriminator import LoadDiscriminator
@@ -174,6 +176,19 @@ def test_pixel_and_whole_models_give_a_model_and_no_adapter(host: Any) -> None:
     told = condition.VLMEncode().encode(condition.LoadVLM().load("tiny", "fp32")[0], three[1], image)[0]
     sr = OneStepSR().upscale(three[1], image, 4, conditioning=told)[0]
     assert not torch.equal(sr, OneStepSR().upscale(three[1], image, 4)[0])
+
+
+@pytest.mark.parametrize("kind", ["flux2_klein", "z_image"])
+def test_a_downloaded_folder_alone_is_enough_to_train_and_to_use_the_result(kind: str, host: Any, tmp_path: Path) -> None:
+    config, overrides = FLUX if kind == "flux2_klein" else Z_IMAGE, f'{SHORT}\nmodel.source=""'
+    place = tmp_path / "models" / "diffusers" / PUBLISHED[kind].folders[0]
+    get = f"alignsr models download {PUBLISHED[kind].download}`, to .*{place.name}"
+    with pytest.raises(MissingModelError, match=get):
+        train(config, overrides=overrides)
+    write_diffusers_folder(place, tiny(kind))
+    weights, model, *_ = train(config, overrides=overrides)
+    assert read_info(weights)["base"] == RELEASED[kind]["base"]
+    assert torch.isfinite(OneStepSR().upscale(model, picture(1, 16, 16), 4)[0]).all()
 
 
 def test_an_untrained_base_of_another_shape_is_built_again(host: Any) -> None:

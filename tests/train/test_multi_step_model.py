@@ -1,17 +1,23 @@
 """The model that preferences train: opened with its frozen adapter, an adapter added, written and read back; latents on disk."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from multi_step_helpers import write_folder
 from torch import Tensor
 
 from alignsr.core.backbones import load_backbone, open_multi_step
+from alignsr.core.backbones.latent import tiny_multi_step
+from alignsr.core.backbones.published import PUBLISHED
 from alignsr.core.diffusion import MultiStepBackbone
 from alignsr.core.lora_files import read_adapter, save_adapter
 from alignsr.core.weights import MissingModelError, WeightsError
+from alignsr.train.candidates.config import CandidateModelConfig, CandidatesConfig
+from alignsr.train.candidates.model import open_model
 from alignsr.train.config import ConfigError
 from alignsr.train.latent_cache import LatentCache
 from alignsr.train.multi_step import (
@@ -103,6 +109,21 @@ def test_what_is_written_acts_as_what_was_trained(kind: str, tmp_path: Path) -> 
     add_adapter(again, POLICY, AdapterConfig(3, alpha=6.0), init=str(alone))  # another alpha: the matrices make up for it
     again.stack.use(SFT, POLICY)
     torch.testing.assert_close(answer(again.backbone), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "version", "name"), [("flux1", "", "flux1"), ("stable_diffusion", "", "sd2")])
+def test_an_empty_source_means_the_published_folder_where_there_are_no_single_files(
+    kind: str, version: str, name: str, tmp_path: Path
+) -> None:
+    """For training and for candidates."""
+    config = replace(tiny(kind), source="", version=version)
+    with pytest.raises(MissingModelError, match=PUBLISHED[name].folders[0]):
+        build_trainee(config, folders=[tmp_path])
+    write_folder(tmp_path / PUBLISHED[name].folders[0], tiny_multi_step(kind))
+    found = build_trainee(config, folders=[tmp_path]).backbone
+    assert found.spec.parameters == build_trainee(tiny(kind)).backbone.spec.parameters
+    sampled = CandidatesConfig(model=CandidateModelConfig(backbone=kind, source="", version=version, text="none"))
+    assert open_model(sampled, tmp_path / "run", torch.device("cpu"), [tmp_path])[1]["parameters"] == found.spec.parameters
 
 
 def test_condition_only_goes_through_training_and_back(tmp_path: Path) -> None:

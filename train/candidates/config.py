@@ -29,7 +29,7 @@ class CandidateModelConfig:
 
     backbone: Literal["pixel", "flux1", "stable_diffusion"] = "pixel"
     # pixel: a bundled name or weight file; others: a diffusers folder, or its name in a model folder; empty: single files in the
-    # model folders; "tiny": an untrained miniature
+    # model folders, else the diffusers folder of the published name; "tiny": an untrained miniature
     source: str = "pixel-flow-x4"
     version: str = ""  # of stable_diffusion: sd2, sd15, sdxl; empty: what the weights say
     network: str = ""  # weight file of transformer or UNet in place of the published one

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from ...core.records import Conditioning
 from ..prompts import PROMPTS, TINY, prompt_teller
-from ..start import existing, named_adapter
+from ..start import KEYS, named_adapter, named_source
 from .config import CandidatesConfig
 from .sources import Group
 
 TINY_PIXEL: dict[str, Any] = {
     "patch_px": 4, "width": 8, "heads": 2, "layers": 1, "mlp_ratio": 1.0, "conditioning_dim": 4, "start_sigma": 0.8
 }  # fmt: skip
-KEYS = ("diffusers", "diffusion_models", "checkpoints", "vae", "controlnet")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Tell = Callable[[str], Conditioning | None]
 
@@ -88,9 +87,10 @@ def _open(config: CandidatesConfig, folder: Path, device: torch.device, folders:
     from ...core.backbones import open_multi_step
 
     facts: dict[str, Any] = {"version": model.version} if model.version else {}
+    chosen = {"version": model.version, "network": model.network, "autoencoder": model.autoencoder}
     backbone = open_multi_step(
         model.backbone,
-        model.source if model.source == TINY else (existing(model.source, folders) if model.source else None),
+        named_source(model.backbone, model.source, folders, **chosen),
         folders=dict.fromkeys(KEYS, tuple(folders)),
         network=model.network or None,
         autoencoder=model.autoencoder or None,
