@@ -100,9 +100,11 @@ class TerminalHooks:
 
     def __init__(self, bar: Progress, folder: Path, cancelled: Callable[[], bool], log_every: int) -> None:
         self.bar, self.folder, self.cancelled, self.log_every = bar, folder, cancelled, log_every
+        self.done = 0
 
     def progress(self, step: int, total: int, logs: Mapping[str, float]) -> None:
         """Move the bar; say the losses."""
+        self.done = step
         shown = [f"{key} {value:.4g}" for key, value in logs.items() if key not in ("step", "seconds", "learning_rate")]
         text = f"step {step}/{total}  {'  '.join(shown)}"
         self.bar.update(step, text)
@@ -114,6 +116,10 @@ class TerminalHooks:
         from ..core.weights import write_atomic
 
         write_atomic(self.folder / "curve.png", image.save)
+
+    def validating(self, done: int, total: int) -> None:
+        """Say how far it is."""
+        self.bar.update(self.done, f"validating, picture {done + 1} of {total}")
 
     def should_stop(self) -> bool:
         """Has the user asked to stop?"""

@@ -36,6 +36,9 @@ class RoundsTerminal:
     def preview(self, image: Any) -> None:
         """A terminal shows none; the run folders keep them."""
 
+    def validating(self, done: int, total: int) -> None:
+        """Training by preferences has its own probe in place of a validation."""
+
     def should_stop(self) -> bool:
         """Has the user asked to stop?"""
         return self.cancelled()

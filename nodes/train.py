@@ -30,6 +30,7 @@ class NodeHooks:
     def __init__(self, host: Host, title: str) -> None:
         self.host, self.title = host, title
         self.bar: Any = None
+        self.scale: Any = None  # of a validation, in the bar's place while it lasts
         self.frame: Image.Image | None = None
         self.stop: BaseException | None = None  # the host's interruption, kept until the loop has saved its state
 
@@ -40,6 +41,14 @@ class NodeHooks:
 
     def preview(self, image: Image.Image) -> None:
         self.frame = image
+
+    def validating(self, done: int, total: int) -> None:
+        if done == 0 or self.scale is None:
+            self.scale = self.host.progress(total, f"validating {self.title}")
+        try:
+            self.scale.update(done)
+        except self.host.interrupt_types as stop:
+            self.stop = stop
 
     def should_stop(self) -> bool:
         try:

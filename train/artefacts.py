@@ -20,6 +20,7 @@ from ..core.records import PairBatch
 from .data import dihedral, one_thread, sample_seed
 from .sources import DataError, Encoded, Source
 from .store import ImageStore
+from .validation import Watch, unwatched
 
 LQ, GT = "lq", "gt"
 _NAMED = 4  # missing names that a message lists per folder
@@ -226,9 +227,10 @@ class ArtefactData:
         """Nothing is kept for single samples."""
         del first_index
 
-    def pairs_of_held_out(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(lq, output) of the held-out pictures, the methods taking turns, [1, 3, h, w] in [0, 1]."""
+    def pairs_of_held_out(self, watch: Watch = unwatched) -> Iterator[tuple[Tensor, Tensor]]:
+        """(lq, output) of the held-out pictures, the methods taking turns, [1, 3, h, w] in [0, 1]; `watch` hears of each."""
         for index, picture in enumerate(self.held_out):
+            watch(index, len(self.held_out))
             methods = list(picture.outputs)
             source = Source(Encoded(picture.outputs[methods[index % len(methods)]]), Encoded(picture.lq))
             gt, lq = ImageStore([source], self.scale, cache=False).pair(0)

@@ -13,7 +13,7 @@ from ..core.records import Conditioning, LossTerms, PairBatch
 from ..core.resize import bicubic
 from .artefacts import ArtefactData
 from .data import PairData, sample_seed
-from .validation import held_out_pairs
+from .validation import Watch, held_out_pairs, unwatched
 
 TIME, NOISE, POSTERIOR = 1, 2, 3  # what is drawn for a sample, beside the sample itself
 FIXED_DRAWS = 8  # of time and noise, per held-out picture
@@ -79,17 +79,19 @@ def drawn(process: Process, z: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, T
     return torch.stack([torch.randn(z.shape[1:], generator=draw(NOISE)) for draw in draws]).to(z.device), time
 
 
-def held_out(data: Sets, multiple: int, most_px: int) -> Iterator[tuple[Tensor, Tensor]]:
+def held_out(data: Sets, multiple: int, most_px: int, watch: Watch = unwatched) -> Iterator[tuple[Tensor, Tensor]]:
     """(lq, gt) of the middles of the held-out pictures, [1, 3, h, w] and [1, 3, H, W] in [0, 1] on the CPU.
 
     Args:
         data: pairs, or what methods made of inputs (then `gt` is that).
         multiple: sides of gt are multiples of it and of the scale.
         most_px: largest side of gt.
+        watch: told before every picture.
     """
     s = data.scale
     cell = multiple // gcd(multiple, s)
-    for lq, gt in data.pairs_of_held_out() if isinstance(data, ArtefactData) else held_out_pairs(data, cell):
+    pairs = data.pairs_of_held_out(watch) if isinstance(data, ArtefactData) else held_out_pairs(data, cell, watch)
+    for lq, gt in pairs:
         height, width = (min(most_px // s, side) // cell * cell for side in lq.shape[-2:])
         top, left = (lq.shape[-2] - height) // 2, (lq.shape[-1] - width) // 2
         bottom, right = top + height, left + width

@@ -17,8 +17,12 @@ class Hooks(Protocol):
         """Called with a PIL image (curve or sample)."""
         ...
 
+    def validating(self, done: int, total: int) -> None:
+        """Called between steps, before every held-out picture (or tile of one): so many of them are done."""
+        ...
+
     def should_stop(self) -> bool:
-        """Asked before every forward pass."""
+        """Asked before every forward pass, of validation too."""
         ...
 
 
@@ -29,6 +33,9 @@ class SilentHooks:
         """Ignore."""
 
     def preview(self, image: Any) -> None:
+        """Ignore."""
+
+    def validating(self, done: int, total: int) -> None:
         """Ignore."""
 
     def should_stop(self) -> bool:

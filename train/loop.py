@@ -6,7 +6,7 @@ A recipe stays a plain function that reads from top to bottom; it asks this `Loo
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core.drawing import paste_rows
 from ..core.records import LossTerms, PairBatch
-from ..core.weights import write_atomic
+from ..core.weights import WeightsError, write_atomic
 from .config import OptimizerConfig, RunConfig, ScheduleConfig, accepted_hashes, config_hash, to_mapping
 from .data import sample_seed
 from .hooks import Hooks, SilentHooks, TrainResult
@@ -25,6 +25,7 @@ from .optimize import learning_rate, make_average, make_optimizer
 from .prefetch import Prefetch, Samples
 from .processes import average_gradients, averaged_over_processes, first_index, make_accelerator, share_state
 from .state import TrainState, checkpoints
+from .validation import Watch
 
 __all__ = ["Hooks", "Loop", "NonFiniteError", "SilentHooks", "Stopped", "TrainResult", "Trained", "learning_rate", "make_average"]
 
@@ -37,6 +38,10 @@ class NonFiniteError(RuntimeError):
 
 class Stopped(RuntimeError):  # noqa: N818  # not an error: the user asked for it
     """The user stopped the run; the checkpoint named in the message holds everything."""
+
+
+class _Cut(Exception):  # noqa: N818  # no error: it ends a validation that the user does not want to wait for
+    """Leaves a validation."""
 
 
 @dataclass
@@ -75,7 +80,7 @@ class Loop:
 
     Raises:
         FileExistsError: checkpoints exist and resume is False.
-        WeightsError: the checkpoint belongs to another config.
+        WeightsError: the checkpoint belongs to another config, or to a run of another number of processes.
     """
 
     def __init__(
@@ -111,6 +116,7 @@ class Loop:
         self._updating = self._updated = False  # in this step: the parts are being updated; they have been
         self._buffers: dict[nn.Module, list[Tensor]] = {}  # as they were when the step began
         self._noted = False
+        self._asked = False  # the user asked to stop while the step was validated
         self._samples: Any = None
         self._drawn: tuple[int, Any] = (0, None)  # lines of the log, and their curve
         self._skipped = dict.fromkeys(self.parts, 0)
@@ -119,6 +125,7 @@ class Loop:
             self.state.load(found[-1], accepted_hashes(config), to_mapping(config))
             if self.scaler.is_enabled():
                 self.scaler.load_state_dict(self.state.extra["scaler"])
+            self._check_samples(found[-1])
             self.logs = [entry for entry in self._read_logs() if entry["step"] <= self.state.step]
         self._elapsed = float(self.state.extra.get("seconds", 0.0))
 
@@ -171,7 +178,7 @@ class Loop:
                 self.state.step += 1
                 self._updated, self._buffers = False, {}
                 self._after_step()
-                stop = self.state.step < self.run.steps and self.agreed(self.hooks.should_stop())
+                stop = self.state.step < self.run.steps and self.agreed(self._asked or self.hooks.should_stop())
             except BaseException:
                 # interruption by the host, Ctrl-C or an error inside a step: what is finished is kept
                 self._keep_what_is_done()
@@ -273,6 +280,24 @@ class Loop:
             raise ValueError(f"values: expected names that no loss term has, got {', '.join(sorted(taken))}; rename one of them")
         self._sums |= values
         self._noted = True
+
+    def validate(self, scores: Callable[[Watch], Mapping[str, float]]) -> None:
+        """Add the figures of a validation to the step's log, see `note`; who asks to stop meanwhile need not wait for its end.
+
+        The step then ends as any other after which the run is stopped, without these figures.
+
+        Args:
+            scores: validates; calls what it is given before every picture, which shows progress and may raise.
+        """
+        try:
+            self.note(**scores(self._watch))
+        except _Cut:
+            self._asked = True
+
+    def _watch(self, done: int, total: int) -> None:
+        self.hooks.validating(done, total)
+        if self.hooks.should_stop():
+            raise _Cut
 
     def first_index(self, micro: int) -> int:
         """Number of the first sample of this process's forward pass `micro` of the step."""
@@ -399,6 +424,18 @@ class Loop:
         if int(self.accelerator.num_processes) == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.device), reduction="sum") > 0)
+
+    def _check_samples(self, path: Path) -> None:
+        """The samples that the checkpoint's run has seen are those that so many steps of this many processes see."""
+        there = int(self.state.extra.get("samples", self.samples))  # checkpoints of older versions do not say
+        if there == self.samples:
+            return
+        now = int(self.accelerator.num_processes)
+        before = (there - self.first_sample) * now // (self.samples - self.first_sample)
+        raise WeightsError(
+            f"processes: expected {before}, with which {path} was written, got {now}; another number takes steps of another "
+            "batch from another place in the sequence of samples: resume with as many as before, or choose another run folder"
+        )
 
     def _read_logs(self) -> list[dict[str, float]]:
         path = self.folder / "log.jsonl"

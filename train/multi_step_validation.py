@@ -14,7 +14,7 @@ from ..core.sampling import restore_multi_step
 from ..core.spectral import log_spectral_distance
 from ..core.spectral_view import SpectralComparison
 from .data import PairData
-from .validation import held_out_pairs, strip
+from .validation import Watch, held_out_pairs, strip, unwatched
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,15 @@ def sampled(
 
 
 def validate(
-    backbone: Any, data: PairData, config: SamplingConfig, told: Conditioning | None, device: torch.device
+    backbone: Any,
+    data: PairData,
+    config: SamplingConfig,
+    told: Conditioning | None,
+    device: torch.device,
+    watch: Watch = unwatched,
 ) -> dict[str, float]:
-    """Means over the held-out pictures under the training degradation, see `scores`."""
-    return scores(backbone, held_out_pairs(data), data.scale, config, told, device)
+    """Means over the held-out pictures under the training degradation, see `scores`; `watch` is told before every picture."""
+    return scores(backbone, held_out_pairs(data, watch=watch), data.scale, config, told, device)
 
 
 def scores(

@@ -23,6 +23,7 @@ from .config import empty_table
 from .start import KEYS, existing, named_adapter, named_source
 
 PIXEL_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+LATENTS = {"flux2_klein": "native", "z_image": "scaled", "pixel": ""}  # the base models' conventions
 UNTRAINED = ("tiny", "random")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -232,14 +233,26 @@ def build_model(
         if config.init and config.backbone != "pixel":
             _load_whole(whole, find_model(config.init, folders))
         return OneStepModel(backbone, network, TrainedPart(whole.requires_grad_(True), bridge), {})
-    targets = lora_config.targets or (PIXEL_TARGETS if config.backbone == "pixel" else lora.LORA_TARGETS[config.backbone])
-    alpha = lora_config.alpha or float(lora_config.rank)
+    _, alpha, targets = adapter_shape(config, lora_config)
     generator = torch.Generator().manual_seed(seed)
     weights = lora.attach(network, targets, lora_config.rank, alpha=alpha, generator=generator)
     if start is not None:
         _load_adapter_into(network, start, alpha / lora_config.rank, None if projector is None or projector[1] else bridge)
     facts = {"rank": lora_config.rank, "alpha": alpha, "targets": list(targets)}
     return OneStepModel(backbone, network, TrainedPart(weights, bridge), facts)
+
+
+def adapter_shape(config: OneStepModelConfig, lora_config: LoraTableConfig) -> tuple[int, float, tuple[str, ...]]:
+    """Rank, alpha and targets of the trained adapter, with what is left out filled in."""
+    published = PIXEL_TARGETS if config.backbone == "pixel" else lora.LORA_TARGETS[config.backbone]
+    return lora_config.rank, lora_config.alpha or float(lora_config.rank), lora_config.targets or published
+
+
+def latents_of(config: OneStepModelConfig, lora_config: LoraTableConfig, folders: Sequence[str | Path] = ()) -> str:
+    """The latent convention that a config means: its own, that of the adapter it starts from, or the base model's."""
+    if not config.latents and config.init and config.backbone != "pixel" and lora_config.rank:
+        return str(named_adapter(config.init, folders).info.get("latents", LATENTS[config.backbone]))
+    return config.latents or LATENTS[config.backbone]
 
 
 def _load_whole(transformer: nn.Module, path: Path) -> None:
@@ -304,8 +317,10 @@ __all__ = [
     "OneStepModel",
     "OneStepModelConfig",
     "TrainedPart",
+    "adapter_shape",
     "build_backbone",
     "build_model",
     "check_model",
+    "latents_of",
     "use_checkpointing",
 ]

@@ -1,5 +1,6 @@
 """What one-step training shows while it runs: scores of held-out pictures, and samples."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,18 +11,28 @@ from ..core.restore import restore
 from ..core.spectral import periodic_energy_score
 from .conditioning import TrainConditioner
 from .data import PairData
-from .validation import held_out_pairs, sample_pair, strip
+from .validation import Watch, held_out_pairs, sample_pair, strip, unwatched
 
 SMALLEST_FOR_PERIODS_PX = 64
 
 
-def _restored(backbone: Any, lq: Tensor, scale: int, told: TrainConditioner, device: torch.device) -> Tensor:
+def _restored(
+    backbone: Any,
+    lq: Tensor,
+    scale: int,
+    told: TrainConditioner,
+    device: torch.device,
+    on_tile: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    lq = lq.to(device)
     with torch.no_grad():
-        return restore(backbone, lq.to(device), scale=scale, conditioning=told(lq.to(device))).sr.float().cpu()
+        return restore(backbone, lq, scale=scale, conditioning=told(lq), on_tile=on_tile).sr.float().cpu()
 
 
-def validate(backbone: Any, data: PairData, told: TrainConditioner, device: torch.device) -> dict[str, float]:
-    """Means over the held-out pictures under the training degradation.
+def validate(
+    backbone: Any, data: PairData, told: TrainConditioner, device: torch.device, watch: Watch = unwatched
+) -> dict[str, float]:
+    """Means over the held-out pictures under the training degradation; `watch` is told before every picture and after every tile.
 
     Returns:
         psnr_y and ssim_y (8 bit, border of `scale` px cropped), lr_psnr, and `periodic`: the periodic-energy score of the results
@@ -29,14 +40,15 @@ def validate(backbone: Any, data: PairData, told: TrainConditioner, device: torc
     """
     sums = dict.fromkeys(("psnr_y", "ssim_y", "lr_psnr"), 0.0)
     ratios: list[float] = []
-    for lq, gt in held_out_pairs(data):
-        sr = _restored(backbone, lq, data.scale, told, device)
+    count = len(data.held_out)
+    for index, (lq, gt) in enumerate(held_out_pairs(data, watch=watch)):
+        sr = _restored(backbone, lq, data.scale, told, device, lambda *_, done=index: watch(done, count))
         sums["psnr_y"] += float(psnr(sr, gt, crop=data.scale))
         sums["ssim_y"] += float(ssim(sr, gt, crop=data.scale))
         sums["lr_psnr"] += float(lr_psnr(sr, lq, scale=data.scale))
         if min(gt.shape[-2:]) >= SMALLEST_FOR_PERIODS_PX:
             ratios.append(float(periodic_energy_score(sr) / periodic_energy_score(gt)))
-    means = {name: total / len(data.held_out) for name, total in sums.items()}
+    means = {name: total / count for name, total in sums.items()}
     return means | ({"periodic": sum(ratios) / len(ratios)} if ratios else {})
 
 

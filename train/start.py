@@ -43,15 +43,26 @@ def first_init(checkpoint: Path) -> str:
         MissingModelError: the run that it went on from is gone.
         WeightsError: no `config.json` beside the checkpoint, or not one of a one-step run.
     """
+    config = config_beside(checkpoint)
+    before, init = str(config["start_from"]), str(config["model"]["init"])
+    return first_init(find_checkpoint(before)) if before else init
+
+
+def config_beside(checkpoint: Path) -> dict[str, Any]:
+    """The config of the one-step run that a checkpoint belongs to.
+
+    Raises:
+        WeightsError: no `config.json` beside the checkpoint, or not one of a one-step run.
+    """
     path = checkpoint.parent / "config.json"
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        before, init = str(config["start_from"]), str(config["model"]["init"])
+        _ = config["start_from"], config["model"]["init"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"start_from: expected {path} of a one-step run beside the checkpoint, got {error!r}; name that run's own folder"
         ) from error
-    return first_init(find_checkpoint(before)) if before else init
+    return config
 
 
 def existing(name: str, folders: Sequence[str | Path]) -> Path:

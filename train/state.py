@@ -1,6 +1,7 @@
 """A training run's whole state in one safetensors file: weights, EMA, optimisers, random generators, step. Saved atomically."""
 
 import json
+import logging
 import random
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 
 from ..core.weights import WeightsError, load_into, load_state_dict, read_info, save_weights
 
+LOGGER = logging.getLogger("alignsr")
 PREFIX = "state-"
 
 
@@ -100,7 +102,8 @@ class TrainState:
     def adopt(self, path: Path) -> None:
         """Go on from the checkpoint of another run: its weights and optimisers, not its step, learning rates or random state.
 
-        Averages start at the weights, and samples after those that the run before has seen: they are functions of seed and index.
+        An optimiser that keeps its state in another number of bits starts anew, with a warning: the weights alone fit. Averages
+        start at the weights, and samples after those that the run before has seen: they are functions of seed and index.
 
         Raises:
             WeightsError: damaged file, or one with other modules, or of a version that did not count samples.
@@ -112,7 +115,7 @@ class TrainState:
                 "start from the run's weight files instead"
             )
         groups = {name: [dict(group) for group in optimizer.param_groups] for name, optimizer in self.optimizers.items()}
-        self._load_parts(path, load_state_dict(path), info, ("modules",))
+        self._load_parts(path, load_state_dict(path), info, ("modules",), may_restart=True)
         for name, optimizer in self.optimizers.items():
             for group, own in zip(optimizer.param_groups, groups[name], strict=True):
                 group |= {key: value for key, value in own.items() if key != "params"}
@@ -122,7 +125,15 @@ class TrainState:
                     own.copy_(live)
         self.extra["first_sample"] = int(info["extra"]["samples"])
 
-    def _load_parts(self, path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any], groups: Sequence[str]) -> None:
+    def _load_parts(
+        self,
+        path: Path,
+        tensors: Mapping[str, Tensor],
+        info: Mapping[str, Any],
+        groups: Sequence[str],
+        *,
+        may_restart: bool = False,
+    ) -> None:
         for group, modules in (("modules", self.modules), ("averages", self.averages)):
             for name, module in modules.items() if group in groups else ():
                 load_into(module, _under(tensors, f"{group}/{name}/"), f"{path} ({group}/{name})")
@@ -139,7 +150,23 @@ class TrainState:
             for index, values in info["optimizers"][name]["scalars"].items():
                 for place, value in values.items():
                     _put(state.setdefault(int(index), {}), place, value)
-            optimizer.load_state_dict({"state": state, "param_groups": info["optimizers"][name]["param_groups"]})
+            moments = {place.rpartition("/")[2] for values in state.values() for place, _ in _places(values)}
+            there, here = 8 if _EIGHT_BIT in moments else 32, _bits(optimizer)
+            if there == here:
+                optimizer.load_state_dict({"state": state, "param_groups": info["optimizers"][name]["param_groups"]})
+                continue
+            if not may_restart:
+                raise WeightsError(
+                    f"{path}: expected the state of {name}'s optimiser in {here} bits, got {there}; set optimizer.bits as it was"
+                )
+            LOGGER.warning(
+                "%s: the optimiser of %s has its state in %d bits there and in %d here (optimizer.bits), so it starts anew; the "
+                "weights go on",
+                path,
+                name,
+                there,
+                here,
+            )
 
 
 @contextmanager
@@ -184,6 +211,13 @@ def _read(path: Path) -> dict[str, Any]:
     if info.get("kind") != "train_state":
         raise WeightsError(f"{path}: expected a training checkpoint, got another file; choose one named {PREFIX}*.safetensors")
     return info
+
+
+_EIGHT_BIT = "state1"  # what bitsandbytes calls a parameter's first moment, torch: exp_avg
+
+
+def _bits(optimizer: Optimizer) -> int:
+    return 32 if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)) else 8
 
 
 def _places(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:

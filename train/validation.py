@@ -1,6 +1,6 @@
 """Held-out pictures as pairs, and strips of samples: what recipes show while they train."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,20 +9,27 @@ from torch import Tensor, nn
 
 from .data import PairData
 
+Watch = Callable[[int, int], None]  # told how many of how many pictures are done; may raise to end the validation
 SMALLEST_HELD_OUT_PX = 32
 _STRIP_PX = 256  # side of the middle of the picture that a strip shows
 _PANEL_PX = 264
 
 
-def held_out_pairs(data: PairData, multiple: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+def unwatched(done: int, total: int) -> None:
+    """A `Watch` that nobody looks at."""
+
+
+def held_out_pairs(data: PairData, multiple: int = 1, watch: Watch = unwatched) -> Iterator[tuple[Tensor, Tensor]]:
     """(lq, gt) of every held-out picture under the training degradation, [1, 3, h, w] and [1, 3, H, W] in [0, 1] on the CPU.
 
     Args:
         data: the training data with its held-out pictures.
         multiple: lq's sides are cut to multiples of it.
+        watch: told before every picture.
     """
     store = data.store.of(data.held_out)
     for index in range(len(data.held_out)):
+        watch(index, len(data.held_out))
         if data.config.degradation == "matlab":
             gt, lq = (image[None].float() / 255 for image in store.pair(index))
         else:

@@ -24,6 +24,7 @@ from alignsr.nodes.host import Interrupted, LocalHost, use_host
 from alignsr.nodes.losses import GANLoss, PixelLoss
 from alignsr.nodes.losses_one_step import FDLLoss, GridLoss, LPIPSLoss, RaGANLoss
 from alignsr.nodes.restore import OneStepSR
+from alignsr.nodes.train import NodeHooks
 from alignsr.nodes.train_one_step import OneStepTrainer
 from alignsr.train.config import ConfigError, from_mapping
 from alignsr.train.losses import LossesConfig
@@ -219,6 +220,18 @@ def test_the_node_shows_curve_and_samples(watched: Watcher) -> None:
     assert watched.previews[-1][1] > curve.shape[1], "the samples are below the curve"
 
 
+def test_a_validation_shows_how_far_it_is_and_hears_the_user(watched: Watcher) -> None:
+    host, told = watched.host, list[Any]()
+    host._on_progress = lambda value, total, title, _: told.append((value, total, title))  # pyright: ignore[reportAttributeAccessIssue]
+    hooks = NodeHooks(host, "one")
+    hooks.validating(0, 3)
+    hooks.validating(1, 3)
+    assert told == [(0, 3, "validating one"), (1, 3, "validating one")] and not hooks.should_stop()
+    host.cancel()
+    hooks.validating(2, 3)
+    assert hooks.should_stop() and isinstance(hooks.stop, Interrupted), "raised by the node, after the loop has saved its state"
+
+
 def test_interrupted_runs_go_on_and_finished_ones_are_found(watched: Watcher) -> None:
     overrides = f"{QUIET}\nrun.steps=4\nrun.checkpoint_every=100\noptimizer.learning_rate=1e-3"
     watched.cancel_at = 2
@@ -347,9 +360,9 @@ def test_runs_that_cannot_be_gone_on_with_are_named(host: Any, tmp_path: Path) -
     with pytest.raises(MissingModelError, match="start_from: expected a run folder with checkpoints or a checkpoint, found none"):
         train(start_from=str(tmp_path / "nowhere"))
     one = train()
-    with pytest.raises(WeightsError, match=r"modules/generator\): the weights do not fit this network; .*wrong shape"):
+    with pytest.raises(WeightsError, match=r"start_from: .* lora.rank is 4 there and 8 here"):
         train(name="rank", overrides=f"{SHORT}\nlora.rank=8", start_from=one[7])
-    with pytest.raises(WeightsError, match=r"modules/generator\): the weights do not fit this network"):
+    with pytest.raises(WeightsError, match=r'model.backbone is "flux2_klein" there and "z_image" here'):
         train(Z_IMAGE, "other", start_from=one[7])
     plain = train(name="plain", loss=PixelLoss().add()[0], discriminator=None)
     with pytest.raises(WeightsError, match=r"modules/discriminator\): the weights do not fit|expected the optimiser of"):

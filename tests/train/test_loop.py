@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,6 +56,25 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(name, pictures
     assert equal_files(*last)
     keys = ("step", "loss", "grad_norm", "learning_rate", "psnr_y")
     assert [[e.get(k) for k in keys] for e in whole.logs] == [[e.get(k) for k in keys] for e in parts.logs]
+
+
+def test_another_number_of_processes_is_refused(pictures, tmp_path, monkeypatch):
+    """It would take steps of another batch, from another place in the sequence of samples."""
+    from alignsr.train import loop
+
+    config = tiny("tiny-lite-x4", pictures, **SIX)
+    with pytest.raises(Stopped):
+        fidelity.train(config, tmp_path / "run", StopAfter(3))
+    make = loop.make_accelerator
+
+    def pretended():
+        accelerator = make()
+        state = SimpleNamespace(num_processes=2, process_index=0, device=accelerator.device, is_main_process=True)
+        return state
+
+    monkeypatch.setattr(loop, "make_accelerator", pretended)
+    with pytest.raises(WeightsError, match=r"processes: expected 1, with which .*state-00000003.safetensors was written, got 2"):
+        fidelity.train(config, tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize(

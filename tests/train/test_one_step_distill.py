@@ -23,7 +23,7 @@ from alignsr.core.weights import WeightsError, load_state_dict, read_info, save_
 from alignsr.train.config import ConfigError, published
 from alignsr.train.data import PairData
 from alignsr.train.loop import Loop, NonFiniteError, Stopped
-from alignsr.train.one_step import InAutocast, OneStepModelConfig
+from alignsr.train.one_step import LATENTS, InAutocast, OneStepModelConfig
 from alignsr.train.one_step_files import showing
 from alignsr.train.recipes import load_config
 from alignsr.train.recipes import one_step_distill as recipe
@@ -425,6 +425,78 @@ def test_the_header_names_the_base_model(name, source, transformer, base, pictur
     config = replace(config, model=replace(config.model, source=source, transformer=transformer))
     path = recipe.save_model(config, model, model.part, tmp_path / "x.safetensors", 1, 4)
     assert read_info(path)["base"] == base and read_info(path)["samples"] == 4
+
+
+def test_a_stage_1_of_other_settings_is_refused_and_each_is_named(pictures, tmp_path):
+    base = {"run__steps": 1, "losses__ragan__weight": 0, "conditioning__kind": "empty"}
+    one = light(Z_IMAGE, pictures, **base, model__latents="raw", lora__alpha=4.0)
+    recipe.train(one, tmp_path / "one")
+    start = {"start_from": (tmp_path / "one").as_posix()}
+    other = {
+        "model__latents": "scaled", "model__sigma": 0.5, "model__step_length": 0.3, "lora__alpha": 16.0, "lora__rank": 2,
+        "lora__targets": ["to_q"], "conditioning__kind": "text",
+    }  # fmt: skip
+    for key, value in other.items():
+        config = light(Z_IMAGE, pictures, **(base | {"model__latents": "raw", "lora__alpha": 4.0} | {key: value}), **start)
+        with pytest.raises(WeightsError, match=f"start_from: .*: {key.replace('__', '.')} is .* there and .* here; its"):
+            recipe.train(config, tmp_path / "two")
+    config = light(Z_IMAGE, pictures, **(base | other), **start)
+    with pytest.raises(WeightsError, match=r'latents is "raw" there and "scaled" here; model.sigma is 0.8 there and 0.5 here; '):
+        recipe.train(config, tmp_path / "two")
+    with pytest.raises(WeightsError, match=r'model.backbone is "z_image" there and "flux2_klein" here'):
+        recipe.train(light(FLUX, pictures, **base, **start), tmp_path / "two")
+
+
+def test_settings_that_are_left_out_are_those_that_they_mean(pictures, tmp_path):
+    """An adapter to start from brings its convention along, through all stages."""
+    base = {"run__steps": 1, "losses__ragan__weight": 0, "conditioning__kind": "empty", "lora__rank": 4}
+    start = save_adapter(tmp_path / "start.safetensors", one_step_adapter("z_image"))
+    recipe.train(light(Z_IMAGE, pictures, **base, model__latents="", model__init=start.as_posix()), tmp_path / "one")
+    targets = list(LORA_TARGETS["z_image"])
+    spelled = {"model__latents": "raw", "lora__alpha": 4.0, "lora__targets": targets[::-1]}
+    for name, more in (("two", spelled), ("three", {"model__latents": ""})):
+        before = {"two": "one", "three": "two"}[name]
+        config = light(Z_IMAGE, pictures, **base, **more, start_from=(tmp_path / before).as_posix())
+        assert read_adapter(recipe.train(config, tmp_path / name).weights).info["latents"] == "raw"
+    for kind in LATENT_KINDS:
+        assert LATENTS[kind] == tiny_backbone(kind).latents
+
+
+@pytest.mark.parametrize(("before", "after"), [(32, 8), (8, 32)])
+def test_an_optimiser_of_other_bits_starts_anew_aloud(before, after, pictures, tmp_path, caplog):
+    pytest.importorskip("bitsandbytes")
+    base = {"run__steps": 1, "lora__rank": 160, "model__init": "", "model__options": {}}
+    recipe.train(light(PIXEL, pictures, **base, optimizer__bits=before), tmp_path / "one")
+    start = {"start_from": (tmp_path / "one").as_posix()}
+    recipe.train(light(PIXEL, pictures, **base, **STILL, optimizer__bits=after, **start), tmp_path / "two")
+    assert f"optimiser of generator has its state in {before} bits there and in {after} here" in caplog.text
+    assert "discriminator has" not in caplog.text, "its optimiser goes on"
+    one, two = (state_of(tmp_path / run, "generator") for run in ("one", "two"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_validation_is_left_within_one_picture_and_the_run_goes_on(pictures, tmp_path):
+    config = light(PIXEL, pictures, run__steps=3, run__validate_every=2, data__holdout=2, run__checkpoint_every=100)
+    whole = recipe.train(config, tmp_path / "whole")
+
+    class Impatient(StopAfter):
+        def validating(self, done, total):
+            self.looked = [*getattr(self, "looked", []), (done, total)]
+
+        def should_stop(self):
+            return bool(getattr(self, "looked", []))
+
+    hooks = Impatient(99)
+    with pytest.raises(Stopped, match="step 2 of 3"):
+        recipe.train(config, tmp_path / "run", hooks)
+    assert hooks.looked == [(0, 2)] and hooks.seen == [1, 2]
+    assert [path.stem for path in checkpoints(tmp_path / "run")] == ["state-00000002"]
+    seen = Impatient(99)
+    seen.should_stop = lambda: False
+    rest = recipe.train(config, tmp_path / "run", seen, resume=True)
+    assert equal_files(whole.weights, rest.weights)
+    assert {(0, 2), (1, 2)} <= set(seen.looked), "the end of the run is validated, and says how far it is"
+    assert "psnr_y" in rest.logs[-1] and "psnr_y" not in rest.logs[-2] and rest.logs[-2]["step"] == 2
 
 
 def test_showing_exchanges_values_and_brings_them_back():

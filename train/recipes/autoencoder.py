@@ -29,7 +29,7 @@ from ..data import PairData
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
 from ..loss_networks import RANDOM
 from ..session import open_pairs, training
-from ..validation import SMALLEST_HELD_OUT_PX, evaluating, held_out_pairs, sample_pair, strip
+from ..validation import SMALLEST_HELD_OUT_PX, Watch, evaluating, held_out_pairs, sample_pair, strip, unwatched
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def train(
 def _report(loop: Loop, model: nn.Module, config: AutoencoderConfig, data: PairData) -> None:
     """Validation, samples and kept weights, when they are due."""
     if data.held_out and loop.is_due(config.run.validate_every):
-        loop.note(**validate(model, data, loop.device))
+        loop.validate(lambda watch: validate(model, data, loop.device, watch))
     if loop.is_due(config.run.preview_every):
         loop.show(samples(model, data, loop.device))
     if loop.is_due(config.run.export_every):
@@ -172,7 +172,7 @@ def _report(loop: Loop, model: nn.Module, config: AutoencoderConfig, data: PairD
         save_model(config, model, loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors", step)
 
 
-def validate(model: Any, data: PairData, device: torch.device) -> dict[str, float]:
+def validate(model: Any, data: PairData, device: torch.device, watch: Watch = unwatched) -> dict[str, float]:
     """The health of an auto-encoder over the held-out pictures.
 
     Returns:
@@ -182,7 +182,7 @@ def validate(model: Any, data: PairData, device: torch.device) -> dict[str, floa
     """
     sums = dict.fromkeys(("psnr_y", "bottleneck_psnr_y", "texture", "out_of_range"), 0.0)
     with evaluating(model):
-        for lq, gt in held_out_pairs(data):
+        for lq, gt in held_out_pairs(data, watch=watch):
             bottleneck = model.encode(gt.to(device))
             out = model.decode(bottleneck).float().cpu()
             sums["psnr_y"] += float(psnr(out.clamp(0, 1), gt, crop=data.scale))

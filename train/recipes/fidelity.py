@@ -28,7 +28,7 @@ from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, Schedu
 from ..data import PairData
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
 from ..session import open_pairs, save_network, training
-from ..validation import evaluating, held_out_pairs
+from ..validation import Watch, evaluating, held_out_pairs, unwatched
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def train(
                     loop.backward("network", LossTerms({term: error}), batch.names)
                 loop.update("network")
                 if loop.is_main and data.held_out and loop.is_due(config.run.validate_every):
-                    loop.note(psnr_y=validate(backbone, loop.averaged("network"), data, config, loop.device))
+                    _validate(loop, backbone, data, config)
 
         weights = folder / f"{config.name}.safetensors"
         if loop.is_main:
@@ -151,12 +151,24 @@ def train(
         return TrainResult(folder, weights, folder / "curve.png", tuple(loop.logs), loop.state.step)
 
 
-def validate(backbone: AnyBackbone, network: nn.Module, data: PairData, config: FidelityConfig, device: torch.device) -> float:
+def _validate(loop: Loop, backbone: AnyBackbone, data: PairData, config: FidelityConfig) -> None:
+    network = loop.averaged("network")
+    loop.validate(lambda watch: {"psnr_y": validate(backbone, network, data, config, loop.device, watch)})
+
+
+def validate(
+    backbone: AnyBackbone,
+    network: nn.Module,
+    data: PairData,
+    config: FidelityConfig,
+    device: torch.device,
+    watch: Watch = unwatched,
+) -> float:
     """Mean PSNR-Y (8 bit, border of `scale` px cropped) over the held-out pictures under the training degradation."""
     scale, total = config.model.scale, 0.0
     whole = _WHOLE_PX // math.gcd(_WHOLE_PX, scale)
     with evaluating(network):
-        for lq, gt in held_out_pairs(data, whole):
+        for lq, gt in held_out_pairs(data, whole, watch):
             sr = forward(backbone, network, lq.to(device), scale).float().cpu()
             error = crop_border(rgb_to_y(quantize_8bit(sr)) - rgb_to_y(gt), scale).double()
             total += float(-10 * torch.log10(error.square().mean() + 1e-8))

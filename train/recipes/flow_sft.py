@@ -230,8 +230,12 @@ def _report(
         sampling, device = config.sampling, loop.device
         with showing(model.part, part):
             if validates:
-                loop.note(held_out_flow=held_out_error(backbone, held_out(data, *given), told, device))
-                loop.note(**scores(backbone, held_out(data, *given), data.scale, sampling, told, device))
+                loop.validate(
+                    lambda watch: {
+                        "held_out_flow": held_out_error(backbone, held_out(data, *given, watch), told, device),
+                        **scores(backbone, held_out(data, *given, watch), data.scale, sampling, told, device),
+                    }
+                )
             if previews:
                 lq, gt = next(held_out(data, *given)) if data.held_out else _first(data)
                 seeds = [replace(sampling, seed=sampling.seed + k) for k in range(2)]

@@ -54,6 +54,7 @@ from ..one_step import (
 from ..one_step import (
     build_model as build_one_step,
 )
+from ..one_step_convention import check_convention
 from ..one_step_critic import CriticConfig, critic_path, critic_terms, judged
 from ..one_step_files import save_result, showing
 from ..one_step_validation import samples, validate
@@ -71,8 +72,9 @@ class OneStepDistillConfig:
 
     name: str = "model"  # file name of the result
     licence: str = "Apache-2.0"  # of the resulting weights
-    # run folder or checkpoint of stage 1: weights, critic and optimisers go on, steps count anew; what model.init and
-    # discriminator.init say is not read then, but the weights that stage 1 began with are
+    # run folder or checkpoint of stage 1, of the same backbone, latents, step, adapter and conditioning: weights, critic and
+    # optimisers go on, steps count anew; what model.init and discriminator.init say is not read then, but the weights that
+    # stage 1 began with are
     start_from: str = ""
     sharpen_target: bool = True  # the ground truth is sharpened (USM), as the start of the degradation is
     model: OneStepModelConfig = field(default_factory=OneStepModelConfig)
@@ -164,7 +166,7 @@ def train(
     """
     folder, hooks = Path(folder), hooks or SilentHooks()
     before = find_checkpoint(config.start_from) if config.start_from else None
-    built = config if before is None else _as_begun(config, before)
+    built = config if before is None else _as_begun(config, before, model_folders)
     with training(config.run.seed):
         model = build_model(built, model_folders)
         parts = {"generator": Trained(model.part, config.optimizer, config.schedule)}
@@ -248,11 +250,15 @@ def forward(
     return one_step(backbone, lq_up, conditioning=told(lq), generator=sample)
 
 
-def _as_begun(config: OneStepDistillConfig, before: Path) -> OneStepDistillConfig:
-    """The config with the frozen weights of the run that is continued; what it trained comes from its checkpoint."""
-    return replace(
-        config, model=replace(config.model, init=first_init(before)), discriminator=replace(config.discriminator, init="")
-    )
+def _as_begun(config: OneStepDistillConfig, before: Path, folders: Sequence[str | Path]) -> OneStepDistillConfig:
+    """The config with the frozen weights of the run that is continued; what it trained comes from its checkpoint.
+
+    Raises:
+        WeightsError: a run of another convention, see `check_convention`.
+    """
+    init = first_init(before)
+    check_convention(config, before, init, folders)
+    return replace(config, model=replace(config.model, init=init), discriminator=replace(config.discriminator, init=""))
 
 
 def _check_patch(config: OneStepDistillConfig, what: str, minimum_px: int) -> None:
@@ -289,7 +295,7 @@ def _report(
     if validates or previews:
         with showing(model.part, part):
             if validates:
-                loop.note(**validate(backbone, data, told, loop.device))
+                loop.validate(lambda watch: validate(backbone, data, told, loop.device, watch))
             if previews:
                 loop.show(samples(backbone, data, told, loop.device))
     if loop.is_due(config.run.export_every):

@@ -31,7 +31,7 @@ from ..data import PairData
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
 from ..losses import LossesConfig, LossStack
 from ..session import open_pairs, save_network, training
-from ..validation import SMALLEST_HELD_OUT_PX, evaluating, held_out_pairs, sample_pair, strip
+from ..validation import SMALLEST_HELD_OUT_PX, Watch, evaluating, held_out_pairs, sample_pair, strip, unwatched
 
 Sample = tuple[Tensor, Tensor, tuple[str, ...]]  # sr (detached), gt, names
 
@@ -259,7 +259,7 @@ def _report(loop: Loop, backbone: NetworkBackbone, config: PerceptualGanConfig, 
     """Validation, samples and kept weights, when they are due."""
     average = loop.averaged("generator")
     if data.held_out and loop.is_due(config.run.validate_every):
-        loop.note(**validate(average, data, loop.device, backbone.spec.size_multiple))
+        loop.validate(lambda watch: validate(average, data, loop.device, backbone.spec.size_multiple, watch))
     if loop.is_due(config.run.preview_every):
         loop.show(samples(average, data, loop.device, backbone.spec.size_multiple))
     if loop.is_due(config.run.export_every):
@@ -267,7 +267,9 @@ def _report(loop: Loop, backbone: NetworkBackbone, config: PerceptualGanConfig, 
         save_model(config, backbone, average, loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors", step)
 
 
-def validate(network: nn.Module, data: PairData, device: torch.device, multiple: int = 1) -> dict[str, float]:
+def validate(
+    network: nn.Module, data: PairData, device: torch.device, multiple: int = 1, watch: Watch = unwatched
+) -> dict[str, float]:
     """Means over the held-out pictures under the training degradation.
 
     Returns:
@@ -277,7 +279,7 @@ def validate(network: nn.Module, data: PairData, device: torch.device, multiple:
     """
     sums = dict.fromkeys(("psnr_y", "ssim_y", "lr_psnr", "out_of_range"), 0.0)
     with evaluating(network):
-        for lq, gt in held_out_pairs(data, multiple):
+        for lq, gt in held_out_pairs(data, multiple, watch):
             raw = network(lq.to(device)).float().cpu()
             sr = raw.clamp(0, 1)
             sums["out_of_range"] += float((raw != sr).float().mean())
