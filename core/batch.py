@@ -19,7 +19,7 @@ from .channels import Channels, join_channels, split_channels
 from .checks import check_image, check_positive_int
 from .diffusion import MultiStepBackbone
 from .image_files import SUFFIXES, list_images, read_image, write_image
-from .memory import is_out_of_memory, with_oom_retry
+from .memory import DoesNotFitError, is_out_of_memory, with_oom_retry
 from .previews import fit_preview
 from .records import Conditioning, Restored
 from .restore import fitting_overlap, is_latent, restore, tiles_for
@@ -248,10 +248,14 @@ def restore_picture(
             a large GPU needs for the model. None, very large pictures and new tries after memory ran out: where they lie.
         on_tile: see `restore`.
         is_oom: see `with_oom_retry`.
-        notify: told, in one line, when memory ran out and a smaller tile is tried.
+        notify: told, in one line, when memory ran out and what is tried: a smaller tile, or the pictures in main memory.
 
     Returns:
         `Restored` with the channels of `pixels`; `tile_px` in its facts is the tile that fitted.
+
+    Raises:
+        DoesNotFitError: no memory for weights, or while conditioning; no smaller tile is tried.
+        MemoryError: the smallest tile did not fit either.
     """
     check_image(pixels, "pixels")
     check_positive_int(scale, "scale", high=16)
@@ -259,12 +263,12 @@ def restore_picture(
     home = parts.rgb.device
     place = home if device is None or picture_bytes(pixels, scale) > LARGEST_PICTURE_BYTES else torch.device(device)
 
-    def run(tile: int) -> Restored:
+    def run(tile: int, where: torch.device) -> Restored:
         is_retry = tile < first
         with torch.no_grad():
             return restore(
                 backbone,
-                parts.rgb.to(home if is_retry else place),
+                parts.rgb.to(where),
                 scale=scale,
                 tile_px=tile if is_retry else tile_px,
                 overlap_px=min(overlap_px, fitting_overlap(backbone, tile)) if is_retry else overlap_px,
@@ -278,7 +282,7 @@ def restore_picture(
                 on_tile=on_tile,
             )
 
-    done = with_oom_retry(run, first, is_oom=is_oom, notify=notify)
+    done = _fitting(run, first, place, home, is_oom, notify)
     sr, lq_up = done.sr.to(home), done.lq_up.to(home)
     return Restored(join_channels(sr, parts), join_channels(lq_up, parts), done.info)
 
@@ -309,11 +313,15 @@ def sample_picture(
         on_tile: see `restore_multi_step`.
         on_preview: called after each step with what the pictures look like, [B, 3, h, w] in [0, 1] (`fit_preview`).
         is_oom: see `with_oom_retry`.
-        notify: told, in one line, when memory ran out and a smaller tile is tried.
+        notify: told, in one line, when memory ran out and what is tried: a smaller tile, or the pictures in main memory.
         options: further arguments of `restore_multi_step`.
 
     Returns:
         `Restored` with the channels of `pixels`; `tile_px` in its facts is the tile that fitted.
+
+    Raises:
+        DoesNotFitError: no memory for weights, or while conditioning; no smaller tile is tried.
+        MemoryError: the smallest tile did not fit either.
     """
     check_image(pixels, "pixels")
     check_positive_int(scale, "scale", high=16)
@@ -327,12 +335,12 @@ def sample_picture(
         if show is not None and on_preview is not None:
             on_preview(show(now.clean))
 
-    def run(tile: int) -> Restored:
+    def run(tile: int, where: torch.device) -> Restored:
         is_retry = tile < first
         with torch.no_grad():
             return restore_multi_step(
                 backbone,
-                parts.rgb.to(home if is_retry else place),
+                parts.rgb.to(where),
                 scale=scale,
                 tile_px=tile if is_retry else tile_px,
                 overlap_px=min(overlap_px, fitting_overlap(backbone, tile)) if is_retry else overlap_px,
@@ -341,9 +349,35 @@ def sample_picture(
                 **options,
             )
 
-    done = with_oom_retry(run, first, is_oom=is_oom, notify=notify)
+    done = _fitting(run, first, place, home, is_oom, notify)
     sr, lq_up = done.sr.to(home), done.lq_up.to(home)
     return replace(done, sr=join_channels(sr, _many(parts, sr)), lq_up=join_channels(lq_up, _many(parts, sr)))
+
+
+def _fitting(
+    run: Callable[[int, torch.device], Restored],
+    first: int,
+    place: torch.device,
+    home: torch.device,
+    is_oom: Callable[[BaseException], bool],
+    notify: Callable[[str], None],
+) -> Restored:
+    """Smaller tiles, and the pictures at home, when memory runs out; the latter alone where weights do not fit beside them."""
+    where = place
+
+    def run_there(tile: int) -> Restored:
+        nonlocal where
+        where = place if tile == first else home
+        return run(tile, where)
+
+    try:
+        return with_oom_retry(run_there, first, is_oom=is_oom, notify=notify)
+    except DoesNotFitError as error:
+        if where == home:
+            raise
+        what = error.what
+    notify(f"out of memory for {what}; trying again with the pictures in main memory")
+    return with_oom_retry(lambda tile: run(tile, home), first, is_oom=is_oom, notify=notify)
 
 
 def _many(parts: Channels, sr: Tensor) -> Channels:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from .memory import must_fit
+
 
 class Borrowed:
     """A frozen module whose tensors are on a device until `give_back`.
@@ -15,7 +17,7 @@ class Borrowed:
         device: where its tensors go; those that are there already stay as they are.
 
     Raises:
-        torch.OutOfMemoryError: the device is full; the module is at home again, whole.
+        DoesNotFitError: the device is full; the module is at home again, whole.
     """
 
     def __init__(self, module: nn.Module, device: str | torch.device) -> None:
@@ -25,7 +27,8 @@ class Borrowed:
             for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False))
         ]
         try:
-            with torch.inference_mode(False):  # parameters that move under it would be of no use outside it
+            # parameters that move under inference mode would be of no use outside it
+            with must_fit(f"{told(module)} on {device}"), torch.inference_mode(False):
                 nn.Module.to(module, device=device)
         except BaseException:  # the device is full half-way: what has moved goes home, or it would be taken for the original
             self.give_back()
@@ -37,6 +40,12 @@ class Borrowed:
             for owner, name, tensor, home in self.kept:
                 tensor.data = home  # torch puts the copy of a parameter into the parameter, where both devices allow it
                 setattr(owner, name, tensor)
+
+
+def told(module: nn.Module) -> str:
+    """What a module is and what its weights take, for people."""
+    parts = list(module) if isinstance(module, nn.ModuleList) else [module]
+    return f"{' and '.join(type(part).__name__ for part in parts)} ({nbytes(module) / 2**30:.2f} GiB of weights)"
 
 
 def nbytes(*modules: nn.Module) -> int:

@@ -53,7 +53,7 @@ class Canvas:
         pictures: int,
         steps: int,
         guidance: float,
-        on_tile: Progress | None,
+        on_tile: Progress | None = None,
     ) -> None:
         check_positive_int(batch_size, "batch_size")
         self.backbone, self.tiles, self.batch_size, self.guidance, self.on_tile = backbone, tiles, batch_size, guidance, on_tile

@@ -1,7 +1,8 @@
-"""When memory runs out: how that is recognised, and trying again with smaller tiles."""
+"""When memory runs out: how that is recognised, trying again with smaller tiles, and saying so where those would not help."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,36 @@ _NO_MEMORY = re.compile(
     r"|status_memory_error|invalid buffer size",  # rocBLAS; Metal, for a buffer above its limit
     re.IGNORECASE,
 )
+
+
+class DoesNotFitError(MemoryError):
+    """Memory ran out where smaller tiles change nothing: for weights, or while a picture is looked at to condition a model.
+
+    Args:
+        what: did not fit, with its size where that is known.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"memory: expected room for {what}, got out of memory; choose a lower precision (8bit or 4bit where there is one), "
+            "let the models take turns (offload sequential, keep home), close other programs, or move to the CPU"
+        )
+        self.what = what
+
+
+@contextmanager
+def must_fit(what: str) -> Generator[None]:
+    """Inside the block lack of memory becomes a `DoesNotFitError` about `what`, the error itself chained.
+
+    Raises:
+        DoesNotFitError: see above; one from within keeps what it says.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DoesNotFitError) or not is_out_of_memory(error):
+            raise
+        raise DoesNotFitError(what) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -43,7 +74,7 @@ def with_oom_retry(
         run: the whole tiled job for one tile size. It must not keep results of a failed try alive.
         tile_px: first tile size; give no more than the longer side of the image, since larger tiles change nothing.
         min_tile_px: smallest size to try.
-        is_oom: which exceptions mean that memory ran out; all others pass through.
+        is_oom: which exceptions mean that memory ran out; all others pass through, and `DoesNotFitError` always does.
         notify: receives one readable line before each new try; a good place to empty caches too.
 
     Returns:
@@ -51,13 +82,14 @@ def with_oom_retry(
 
     Raises:
         MemoryError: the smallest tile did not fit either; the last error is chained.
+        DoesNotFitError: what no tile makes smaller did not fit.
     """
     check_positive_int(min_tile_px, "min_tile_px")
     while True:
         try:
             return run(tile_px)
         except Exception as error:
-            if not is_oom(error):
+            if isinstance(error, DoesNotFitError) or not is_oom(error):
                 raise
             smaller_px = tile_px // 2
             if smaller_px < min_tile_px:

@@ -12,7 +12,7 @@ from .color import apply_color_fix
 from .images import from_model_range, pad_to_multiple, to_model_range, truncate_8bit
 from .records import Conditioning, Restored
 from .resize import bicubic
-from .staged import Conditioner, clean_state, restore_in_stages, rows_of
+from .staged import Conditioner, clean_state, looks, progress_of, restore_in_stages, rows_of
 from .tiling import Box, TilePlan, blend, plan, plan_snapped
 
 MODES = ("best", "parity")
@@ -146,7 +146,7 @@ def restore(
         conditioning: for flow backbones that take it; one entry per sample, one for all, or a conditioner for every tile.
         mode: `best` or `parity`.
         generator: see `one_step`; needed for `parity` with an autoencoder.
-        on_tile: called as on_tile(done, total) after each forward pass; may raise to cancel.
+        on_tile: called as on_tile(done, total) after each forward pass, of a conditioner too; may raise to cancel.
 
     Returns:
         `Restored`, clamped to [0, 1] once at the end.
@@ -155,6 +155,7 @@ def restore(
         TypeError, ValueError: not images, NaN, values far outside [0, 1], a scale that is not an integer in 1..16, an unknown
             colour fix or mode.
         FloatingPointError: the model produced NaN or infinity; the message names the tile.
+        DoesNotFitError: no memory for weights, or while conditioning, where smaller tiles do not help.
 
     Source:
         strsr.md sections 1.2, 1.6 and 5 (items 1, 12, 15); 6.1 items 1, 2 and 7; 6.3.
@@ -183,7 +184,10 @@ def restore(
         facts = {"mode": mode, "encoder": "mean" if generator is None else "sample"}
     else:
         flow: Backbone = backbone
-        rows = rows_of(conditioning, lq.shape[0], _padded_plan(backbone, lq_up, (tile, overlap))[1], scale)
+        cut = _padded_plan(backbone, lq_up, (tile, overlap))[1]
+        passes = (looks(conditioning, lq.shape[0], cut), lq.shape[0] * len(cut.starts))
+        looking, on_tile = progress_of(on_tile, *passes)
+        rows = rows_of(conditioning, lq.shape[0], cut, scale, backbone=backbone, on_tile=looking)
 
         def step(part: Tensor, boxes: Sequence[Box]) -> Tensor:
             told = _like(rows(boxes), part)
@@ -276,15 +280,17 @@ def _staged(
     padded, tiles = _padded_plan(backbone, lq_up, tiling)
     if mode == "parity":
         tiles = plan_snapped(tiles.height, tiles.width, *tiling)
+    count = lq_up.shape[0] * len(tiles.starts)
+    looking, staged = progress_of(on_tile, looks(conditioning, lq_up.shape[0], tiles), 3 * count)
     sr = restore_in_stages(
         backbone,
         padded,
         tiles,
         sigma=_level(backbone, sigma),
         strength=strength,
-        rows=rows_of(conditioning, lq_up.shape[0], tiles, scale),
+        rows=rows_of(conditioning, lq_up.shape[0], tiles, scale, backbone=backbone, on_tile=looking),
         batch_size=batch_size,
         generator=generator,
-        on_tile=on_tile,
+        on_tile=staged,
     )
-    return sr[..., :height, :width], lq_up.shape[0] * len(tiles.starts)
+    return sr[..., :height, :width], count

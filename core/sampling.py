@@ -22,7 +22,7 @@ from .records import Conditioning, Restored
 from .resize import bicubic
 from .restore import fitting_overlap, parameters_like
 from .schedules import AUTO, Schedule, make_schedule, resolve_sampler
-from .staged import Conditioner, rows_of
+from .staged import Conditioner, looks, progress_of, rows_of
 from .tiling import plan
 
 _OVERSHOOT = 0.5  # of an interpolated input
@@ -212,7 +212,8 @@ def restore_multi_step(
         tile_px: largest tile that the network sees, in pixels of the result; 0: the backbone's own.
         overlap_px: overlap of tiles; -1: the backbone's own.
         batch_size: tiles per forward pass.
-        on_tile: called as on_tile(done, total) after each forward pass of network and autoencoder; may raise to cancel.
+        on_tile: called as on_tile(done, total) after each forward pass of network, autoencoder and conditioner; may raise to
+            cancel.
         on_step: called after each step with the whole pictures' states; may raise to cancel.
 
     Returns:
@@ -246,8 +247,13 @@ def restore_multi_step(
     name = resolve_sampler(sampler, backbone.process, own.sampler)
     level = default_shift(backbone, *tiles.tile_size) if shift is None else shift
     schedule = make_schedule(name, backbone.process, steps or own.steps, level)
-    rows = [rows_of(told, lq.shape[0], tiles, scale) for told in (conditioning, negative)]
-    canvas = Canvas(backbone, tiles, batch_size, padded.shape[0], len(schedule.times), true_guidance, on_tile)
+    canvas = Canvas(backbone, tiles, batch_size, padded.shape[0], len(schedule.times), true_guidance)
+    tells = (conditioning, negative)
+    *looking, canvas.on_tile = progress_of(on_tile, *(looks(told, lq.shape[0], tiles) for told in tells), canvas.total)
+    rows = [
+        rows_of(told, lq.shape[0], tiles, scale, backbone=backbone, on_tile=seen)
+        for told, seen in zip(tells, looking, strict=True)
+    ]
     z_lq, generators = canvas.encode(padded), seeded(numbers)
     noise = draw_noise((spec.latent_channels, canvas.grid.height, canvas.grid.width), generators).to(lq.device)
     z = run(backbone, canvas.predictor(z_lq, rows[0], rows[1]), schedule, noise, generators, on_step)

@@ -5,13 +5,17 @@ are never on the device together, and each is moved once per job. Between stages
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
 
 from .backbones.base import Backbone, Described
+from .backbones.offload import vacate
 from .flow import euler_step
 from .images import from_model_range, to_model_range
+from .memory import must_fit
 from .records import Conditioning
 from .tiling import Box, TilePlan, blend, crop_tiles
 
@@ -20,6 +24,35 @@ Conditioner = Callable[[int, TilePlan, int], Conditioning]
 
 Rows = Callable[[Sequence[Box]], Conditioning | None]
 Progress = Callable[[int, int], None]
+
+
+@runtime_checkable
+class Watchable(Protocol):
+    """A `Conditioner` that says how far it is."""
+
+    def watched(self, on_part: Progress) -> Conditioner:
+        """The same one, which calls on_part(done, total) between the parts of a sample; that may raise to cancel."""
+        ...
+
+
+def progress_of(on_tile: Progress | None, *passes: int) -> list[Progress | None]:
+    """One progress over stages that follow each other: for each a callback, which counts on from where the one before ends.
+
+    Args:
+        on_tile: of all.
+        passes: of each stage.
+    """
+    total = sum(passes)
+    return [None if on_tile is None else partial(_count_on, on_tile, sum(passes[:stage]), total) for stage in range(len(passes))]
+
+
+def _count_on(on_tile: Progress, before: int, total: int, done: int, _: int) -> None:
+    on_tile(before + done, total)
+
+
+def looks(conditioning: Conditioning | Conditioner | None, batch: int, tiles: TilePlan) -> int:
+    """Passes of the stage before the others: all tiles where a `Conditioner` looks at them, else none."""
+    return 0 if conditioning is None or isinstance(conditioning, Conditioning) else batch * len(tiles.starts)
 
 
 def clean_state(
@@ -54,17 +87,31 @@ def clean_state(
     return euler_step(start, velocity * weight, levels, torch.zeros_like(levels)).to(z_lq.dtype)
 
 
-def rows_of(conditioning: Conditioning | Conditioner | None, batch: int, tiles: TilePlan, scale: int) -> Rows:
+def rows_of(
+    conditioning: Conditioning | Conditioner | None,
+    batch: int,
+    tiles: TilePlan,
+    scale: int,
+    *,
+    backbone: Described | None = None,
+    on_tile: Progress | None = None,
+) -> Rows:
     """Which embeddings the tiles of one forward pass get. A `Conditioner` is asked here, once per sample.
+
+    It may bring a large model to the device: what an offloaded backbone has there, after an earlier picture or a try for which
+    memory ran out, leaves first.
 
     Args:
         conditioning: one entry per sample, one for all, or a conditioner.
         batch: number of samples.
         tiles: of the enlarged picture.
         scale: of the enlargement.
+        backbone: which is conditioned.
+        on_tile: called as on_tile(done, total), in tiles of all samples, while a `Conditioner` is at work; may raise to cancel.
 
     Raises:
         ValueError: another number of entries than samples, or of rows than tiles.
+        DoesNotFitError: memory ran out while a `Conditioner` was at work.
     """
     if conditioning is None:
         return lambda _: None
@@ -74,7 +121,8 @@ def rows_of(conditioning: Conditioning | Conditioner | None, batch: int, tiles: 
             raise ValueError(f"conditioning: expected 1 or {batch} entries, one per picture, got {count}; encode these pictures")
         single = conditioning
         return lambda boxes: single.rows([box.sample if count > 1 else 0 for box in boxes])
-    told = [conditioning(sample, tiles, scale) for sample in range(batch)]
+    vacate(backbone)
+    told = [_ask(conditioning, sample, batch, tiles, scale, on_tile) for sample in range(batch)]
     place = {start: index for index, start in enumerate(tiles.starts)}
     for entry in told:
         if entry.embeddings.shape[0] not in (1, len(place)):
@@ -90,6 +138,22 @@ def rows_of(conditioning: Conditioning | Conditioner | None, batch: int, tiles: 
         return Conditioning(torch.cat([one.embeddings for one in own]), mask, pooled)
 
     return rows
+
+
+def _ask(
+    conditioner: Conditioner, sample: int, batch: int, tiles: TilePlan, scale: int, on_tile: Progress | None
+) -> Conditioning:
+    count = len(tiles.starts)
+
+    def seen(done: int, total: int) -> None:
+        if on_tile is not None:
+            on_tile(sample * count + done * count // total, batch * count)
+
+    ask = conditioner.watched(seen) if isinstance(conditioner, Watchable) else conditioner
+    with must_fit("what conditions the model"):
+        told = ask(sample, tiles, scale)
+    seen(1, 1)
+    return told
 
 
 def _zip(boxes: Sequence[Box], told: Sequence[Conditioning]) -> list[tuple[Box, Conditioning]]:

@@ -1,7 +1,7 @@
 """What several nodes share: IMAGE in and out of the core's layout, lists, models on their device, tiles on one bar."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ..core.channels import Channels, join_channels, split_channels
 from ..core.checks import check_finite, describe
 from ..core.image_files import from_pil
 from ..core.images import bchw_to_bhwc, bhwc_to_bchw
-from .host import Bar, Host
+from .host import Bar, Host, get_host
 
 SR_MODEL = "ALIGNSR_MODEL"  # socket type of a loaded restoration model; the value is a models.LoadedModel
 
@@ -132,6 +132,11 @@ class JobBar:
         """Show a picture at the place where the job is; raises if the user cancelled."""
         if self.bar is not None:
             self.bar.update(self.done, preview)
+
+
+def room_on(device: torch.device) -> Callable[[int], None] | None:
+    """What asks the host of the moment for memory there, before a model comes; the processor needs no asking."""
+    return None if device.type == "cpu" else lambda vram_bytes: get_host().free_memory(vram_bytes)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.records import Conditioning
 from ..core.restore import MODES
 from ..core.weights import MissingModelError
-from .common import SR_MODEL, input_names, take
+from .common import SR_MODEL, input_names, room_on, take
 from .host import get_host
 from .models import DEVICES, LoadedModel
 from .one_step import AUTO, TINY, OneStepModel
@@ -54,7 +54,7 @@ class LoadedVLM:
         from ..core.conditioning import VLMEncoder
 
         if parity not in self.encoders:
-            made = VLMEncoder(self.load, self.device, self.keep, parity=parity)
+            made = VLMEncoder(self.load, self.device, self.keep, parity=parity, make_room=room_on(self.device))
             for other in self.encoders.values():
                 made.models = other.models
             self.encoders[parity] = made
@@ -237,6 +237,7 @@ class VLMEncode:
                     bar.update(sample)
                     conditioner.encoder.encode(lq[sample : sample + 1])
                 bar.update(lq.shape[0])
+                host.soft_empty_cache()
         facts = {
             "vlm": vlm.folder.name,
             "pictures": lq.shape[0],
@@ -340,9 +341,11 @@ class TextEncode:
             load = partial(load_text_model, style, found, places, dtype, device, host.tokenizer_dirs())
         key = (str(found), model.request.kind, precision, str(device))
         if key not in self.encoders:
-            self.encoders = {key: TextEncoder(load, style, device)}
+            self.encoders = {key: TextEncoder(load, style, device, make_room=room_on(device))}
         with torch.inference_mode(False), input_names(tokenizer="encoder_name"):
-            return (self.encoders[key].encode([as_prompt(text)]),)
+            told = self.encoders[key].encode([as_prompt(text)])
+        host.soft_empty_cache()
+        return (told,)
 
 
 def _tiny_text_model(width: int, dtype: torch.dtype) -> Any:

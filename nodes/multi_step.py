@@ -1,6 +1,5 @@
 """Load Multi-Step Backbone: large diffusion models that restore by sampling from noise."""
 
-import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from .common import SR_MODEL, file_stamp, input_names
 from .host import Host, get_host
 from .models import DEVICES
-from .one_step import AUTO, OFFLOADS, PRECISIONS, TINY, OneStepModel, Request, describe
+from .one_step import AUTO, OFFLOADS, PRECISIONS, TINY, OneStepModel, Request, report
 
 NONE = "none"
 BACKBONES = {"flux1": ("flux1", {}), **{v: ("stable_diffusion", {"version": v}) for v in ("sd2", "sd15", "sdxl")}}
@@ -217,4 +216,4 @@ class LoadMultiStepBackbone:
                 facts=facts,
             )
             model = OneStepModel(request, device, offload == "sequential")
-        return model, json.dumps(describe(model), indent=2)
+        return model, report(model)

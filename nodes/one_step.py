@@ -56,7 +56,8 @@ class OneStepModel:
         self.meta = self._open("meta")
         self.spec = self.meta.spec
         self.name = self.spec.name
-        self.path = Path(str(request.transformer or request.source or self.name))
+        self.files, self.remarks = self._find()
+        self.path = Path(str(request.transformer or request.source or self.files.get("transformer", self.name)))
 
     @cached_property
     def backbone(self) -> Any:
@@ -87,6 +88,16 @@ class OneStepModel:
             WeightsError, ValueError: an adapter that does not fit; everything about it is said at once.
         """
         return OneStepModel(self.request, self.device, self.offload, (*self.adapters, (adapter, strength)))
+
+    def _find(self) -> tuple[dict[str, Path], list[str]]:
+        """Files of `transformer` (or UNet), `vae` and `control`, and what is to be said about them."""
+        from ..core.backbones import LATENT_KINDS, MULTI_STEP_KINDS, find_files
+
+        want, main = self.request, (LATENT_KINDS | MULTI_STEP_KINDS)[self.request.kind].main
+        chosen = {main: want.transformer, "vae": want.autoencoder, "control": want.control}
+        version = str(want.facts.get("version", ""))
+        files, said = find_files(want.kind, want.source, folders=want.folders, chosen=chosen, version=version)
+        return {"transformer" if part == main else part: path for part, path in files.items()}, said
 
     def _open(self, device: str | torch.device, work_device: torch.device | None = None) -> Any:
         from ..core.backbones import MULTI_STEP_KINDS, open_backbone, open_multi_step
@@ -260,13 +271,22 @@ class LoadOneStepBackbone:
                 get_host(), backbone, model_name, vae_name, precision=precision, use_compile=use_compile, facts=facts
             )
             model = OneStepModel(request, device, offload == "sequential")
-        return model, json.dumps(describe(model), indent=2)
+        return model, report(model)
+
+
+def report(model: OneStepModel) -> str:
+    """The facts for people; what is to be said about the files goes to the log, too."""
+    for remark in model.remarks:
+        LOGGER.warning("%s: %s", model.name, remark)
+    return json.dumps(describe(model), indent=2)
 
 
 def describe(model: OneStepModel) -> dict[str, Any]:
-    """JSON-able facts of a model: what is opened, from where, and its spec."""
+    """JSON-able facts of a model: what is opened, from which files, what is to be said about them, and its spec."""
     want = model.request
     files = {"transformer": str(want.transformer or want.source or AUTO), "vae": str(want.autoencoder or AUTO)}
     files |= {} if want.control is None else {"control": str(want.control)}
+    files |= {part: str(path) for part, path in model.files.items()}
     loras = [{"file": adapter.source, "rank": adapter.rank, "strength": strength} for adapter, strength in model.adapters]
-    return {"backbone": want.kind, "files_used": files, "precision": want.precision, "loras": loras, **asdict(model.spec)}
+    facts = {"backbone": want.kind, "files_used": files, "precision": want.precision, "loras": loras}
+    return facts | ({"warning": "; ".join(model.remarks)} if model.remarks else {}) | asdict(model.spec)

@@ -8,7 +8,7 @@ import torch
 
 from ..core.records import Conditioning
 from ..core.weights import MissingModelError
-from .common import input_names
+from .common import input_names, room_on
 from .host import get_host
 from .one_step import AUTO, TINY, OneStepModel
 
@@ -62,7 +62,9 @@ def encode_prompt(model: OneStepModel, text: str, encoder_name: str = AUTO, prec
 
     store = None if encoder_name == TINY else PromptStore(prompt_folder())
     with torch.inference_mode(False), input_names(tokenizer="encoder_name"):
-        return PromptEncoder(read, style, device, store=store).encode([text])
+        found = PromptEncoder(read, style, device, store=store, make_room=room_on(device)).encode([text])
+    host.soft_empty_cache()
+    return found
 
 
 def told(model: Any, given: Any, text: str) -> Any:

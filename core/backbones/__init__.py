@@ -8,7 +8,7 @@ from ..checks import did_you_mean
 from ..weights import WeightsError, find_model, read_info
 from . import latent, network, pixel
 from .base import AnyBackbone, Backbone, BackboneSpec, DirectBackbone, trained_at
-from .latent import LATENT_KINDS, MULTI_STEP_KINDS, open_backbone, open_multi_step
+from .latent import LATENT_KINDS, MULTI_STEP_KINDS, find_files, open_backbone, open_multi_step
 
 BACKBONES: dict[str, Callable[[Path, dict[str, Any]], AnyBackbone]] = {
     "network": network.load,
@@ -27,6 +27,7 @@ __all__ = [
     "Backbone",
     "BackboneSpec",
     "DirectBackbone",
+    "find_files",
     "load_backbone",
     "open_backbone",
     "open_multi_step",

@@ -34,6 +34,8 @@ class Component:
         file_names: names under which the part is published for ComfyUI, best first.
         source: where to get it.
         inside: another component whose single file may hold this one too, as checkpoints do; empty: none.
+        stand_ins: files that do its work less exactly: taken by their name alone, and named where the part is missing.
+        rounded: those of `file_names` whose weights are rounded to 8 bits: taken aloud, see `remarks`.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Component:
     file_names: tuple[str, ...]
     source: str
     inside: str = ""
+    stand_ins: tuple[str, ...] = ()
+    rounded: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """One line for help pages: folder, file and source."""
@@ -93,12 +97,25 @@ def find_components(
             found[part.name] = path
         else:
             searched = ", ".join(map(str, places)) or f"no folder (none is known for {part.folder})"
-            missing.append((f"{part.name}: no {' or '.join(names)}", searched, part.source))
+            other = next((path for name in part.stand_ins if (path := _locate(name, places)) is not None), None)
+            instead = "" if other is None else f", or choose {other.name} by its name: it is there, smaller and less exact"
+            missing.append((f"{part.name}: no {' or '.join(names)}", searched, part.source + instead))
     if missing:
         raise MissingModelError(
             f"model files: expected {len(found) + len(missing)} parts, {len(missing)} are missing. {_told(missing)}"
         )
     return found
+
+
+def remarks(
+    components: Iterable[Component], found: Mapping[str, Path], chosen: Mapping[str, str | Path] | None = None
+) -> list[str]:
+    """One line for each part of which `find_components` took a rounded file, since the exact one is not there; none if chosen."""
+    return [
+        f"{part.name}: {found[part.name].name} is used, rounded to 8 bits, since {part.file_names[0]} is not there"
+        for part in components
+        if part.name in found and part.name not in (chosen or {}) and found[part.name].name in part.rounded
+    ]
 
 
 def _told(missing: Sequence[tuple[str, str, str]]) -> str:

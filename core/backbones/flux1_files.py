@@ -53,8 +53,15 @@ COMPONENTS = (
         "diffusion_models",
         ("flux1-dev.safetensors", "flux1-dev-fp8.safetensors"),
         "black-forest-labs/FLUX.1-dev on Hugging Face (gated: accept its non-commercial licence there first)",
+        rounded=("flux1-dev-fp8.safetensors",),
     ),
-    Component("vae", "vae", ("ae.safetensors", "taef1_encoder.pth"), "black-forest-labs/FLUX.1-dev on Hugging Face (gated)"),
+    Component(
+        "vae",
+        "vae",
+        ("ae.safetensors",),
+        "black-forest-labs/FLUX.1-dev on Hugging Face (gated)",
+        stand_ins=("taef1_encoder.pth", "taef1_encoder.safetensors"),
+    ),
 )
 CONTROL = Component(
     "control",

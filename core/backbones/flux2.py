@@ -58,8 +58,15 @@ COMPONENTS = (
         "diffusion_models",
         ("flux-2-klein-base-4b.safetensors", "flux-2-klein-base-4b-fp8.safetensors"),
         "black-forest-labs/FLUX.2-klein-base-4B or Comfy-Org/Flux-2-Klein-4B on Hugging Face",
+        rounded=("flux-2-klein-base-4b-fp8.safetensors",),
     ),
-    Component("vae", "vae", ("flux2-vae.safetensors", "taef2_encoder.pth"), "Comfy-Org/Flux-2-Klein-4B on Hugging Face"),
+    Component(
+        "vae",
+        "vae",
+        ("flux2-vae.safetensors",),
+        "Comfy-Org/Flux-2-Klein-4B on Hugging Face",
+        stand_ins=("taef2_encoder.pth", "taef2_encoder.safetensors"),
+    ),
 )
 TEXT_ENCODER = Component("text_encoder", "text_encoders", ("qwen_3_4b.safetensors",), "Comfy-Org/Flux-2-Klein-4B on Hugging Face")
 

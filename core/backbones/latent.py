@@ -1,5 +1,6 @@
 """Opening, loading and saving the latent backbones: one path for every source, precision and adapter."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..weights import WeightsError, load_state_dict, save_weights
 from . import flux1, flux2, stable_diffusion, z_image
 from .autoencoders import known_options, load_autoencoder, make_autoencoder, plain_config
 from .base import trained_at
-from .files import Component, build_module, components_of_folder, count_blocks, find_components, read_part
+from .files import Component, build_module, components_of_folder, count_blocks, find_components, read_part, remarks
 from .quantization import BITS, quantize
 
 LatentBackbone = flux2.Flux2Backbone | z_image.ZImageBackbone
@@ -82,6 +83,7 @@ MULTI_STEP_KINDS: dict[str, LatentKind] = {
     flux1.ARCHITECTURE: _with_control(flux1, flux1.Flux1Backbone),
     stable_diffusion.ARCHITECTURE: _with_control(stable_diffusion, stable_diffusion.StableDiffusionBackbone),
 }
+LOGGER = logging.getLogger("alignsr")
 AUTO = "auto"
 TINY = "tiny"
 _CONTROL_DEPTHS = {"num_layers": "", "num_single_layers": "single_"}
@@ -258,6 +260,36 @@ def open_multi_step(
     return _open(name, source, folders or {}, chosen, precision, list(adapters), device, work_device, use_compile, facts)
 
 
+def find_files(
+    name: str,
+    source: str | Path | None = None,
+    *,
+    folders: Mapping[str, Iterable[str | Path]] | None = None,
+    chosen: Mapping[str, str | Path | None] | None = None,
+    version: str = "",
+) -> tuple[dict[str, Path], list[str]]:
+    """What `open_backbone` and `open_multi_step` would read, without reading it.
+
+    Args:
+        name: a key of `LATENT_KINDS` or `MULTI_STEP_KINDS`.
+        source: see `open_backbone`.
+        folders: see `open_backbone`.
+        chosen: `transformer` or `unet`, `vae`, `control` -> path or file name in place of the published one; None: not chosen.
+        version: of Stable Diffusion.
+
+    Returns:
+        Part -> file or folder, none for `tiny`; one line for each part that is less exact than what was asked for.
+
+    Raises:
+        MissingModelError: names each missing file, the folders searched and where to get it.
+    """
+    if source == TINY:
+        return {}, []
+    kind, given = find_kind(name), {key: path for key, path in (chosen or {}).items() if path is not None}
+    paths = _paths(kind, source, folders or {}, given, version)
+    return paths, remarks(kind.components, paths, given)
+
+
 def _open(
     name: str,
     source: str | Path | None,
@@ -288,7 +320,9 @@ def _open(
         for part, module in backbone.modules():
             nn.Module.to(module, dtype=vae_dtype if part == "vae" else dtype)  # diffusers' own method warns about absent modules
     else:
-        paths = _paths(kind, source, folders, given, str(facts.get("version", "")))
+        paths, said = find_files(name, source, folders=folders, chosen=given, version=str(facts.get("version", "")))
+        for remark in () if is_meta else said:
+            LOGGER.warning("%s: %s", name, remark)
         network = _load_transformer(kind, paths[kind.main], dtype, is_meta)
         coder = load_autoencoder(paths["vae"], vae_dtype, kind.autoencoder, shapes_only=is_meta)
         modules = [network, coder]

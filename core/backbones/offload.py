@@ -94,6 +94,12 @@ class OffloadedBackbone:
         return self.backbone
 
 
+def vacate(backbone: object) -> None:
+    """Send home what an offloaded model has on its device, so that another model may come there; nothing for other models."""
+    if isinstance(backbone, (OffloadedBackbone, OffloadedMultiStep)):
+        backbone.residency.leave()
+
+
 class OffloadedMultiStep:
     """The `MultiStepBackbone` protocol over a model of many steps whose parts take turns on a device.
 

@@ -75,7 +75,13 @@ COMPONENTS = (
         ("z_image_turbo_bf16.safetensors",),
         "Tongyi-MAI/Z-Image-Turbo or Comfy-Org/z_image_turbo on Hugging Face",
     ),
-    Component("vae", "vae", ("ae.safetensors", "taef1_encoder.pth"), "Comfy-Org/z_image_turbo on Hugging Face"),
+    Component(
+        "vae",
+        "vae",
+        ("ae.safetensors",),
+        "Comfy-Org/z_image_turbo on Hugging Face",
+        stand_ins=("taef1_encoder.pth", "taef1_encoder.safetensors"),
+    ),
 )
 TEXT_ENCODER = Component("text_encoder", "text_encoders", ("qwen_3_4b.safetensors",), "Comfy-Org/z_image_turbo on Hugging Face")
 

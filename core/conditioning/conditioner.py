@@ -1,5 +1,8 @@
 """The vision-language branch as a `staged.Conditioner`: what each tile of an enlarged picture is told."""
 
+import copy
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +37,13 @@ class VLMConditioner:
         self.lq = check_image(lq, "lq", channels=(3,))
         self.per_tile = per_tile
         self.batch_size = check_positive_int(batch_size, "batch_size")
+        self.on_part: Callable[[int, int], None] | None = None
+
+    def watched(self, on_part: Callable[[int, int], None]) -> "VLMConditioner":
+        """The same one, which calls on_part(done, total) between the parts of a sample; that may raise to cancel."""
+        made = copy.copy(self)
+        made.on_part = on_part
+        return made
 
     def __call__(self, sample: int, tiles: TilePlan, scale: int) -> Conditioning:
         """Tokens of one sample: one row per tile, or one row.
@@ -54,8 +64,9 @@ class VLMConditioner:
                 f"pixels for a result of about {tiles.width}x{tiles.height}; encode the same pictures, at the same scale"
             )
         if not self.per_tile:
-            return self._adapt(self.encoder.encode(lq))
-        return self._adapt(self.encoder.encode_tiles(lq, tiles, scale, batch_size=self.batch_size))
+            return self._adapt(self.encoder.encode(lq, on_image=self.on_part))
+        found = self.encoder.encode_tiles(lq, tiles, scale, batch_size=self.batch_size, on_image=self.on_part)
+        return self._adapt(found)
 
     def _adapt(self, tokens: Tensor) -> Conditioning:
         first = self.adapter[0]

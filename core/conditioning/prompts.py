@@ -167,6 +167,7 @@ class PromptEncoder:
         turns: shared with other large models, see `OnDemand`.
         store: prompts on disk; None: remembered here alone.
         max_tokens: shorter than the encoders' own, for tests.
+        make_room: see `OnDemand`.
     """
 
     def __init__(
@@ -178,8 +179,9 @@ class PromptEncoder:
         turns: Turns | None = None,
         store: PromptStore | None = None,
         max_tokens: int = T5_TOKENS,
+        make_room: Callable[[int], None] | None = None,
     ) -> None:
-        self.models = OnDemand(load, device, keep, turns)
+        self.models = OnDemand(load, device, keep, turns, make_room)
         self.name, self.style, self.store, self.max_tokens = style, PROMPT_STYLES[style], store, max_tokens
         self.tokens, self.pooled = EmbeddingCache(CACHED_PROMPTS), EmbeddingCache(CACHED_PROMPTS)
 

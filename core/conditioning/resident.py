@@ -8,10 +8,12 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from ..borrowed import Borrowed
+from ..borrowed import Borrowed, nbytes, told
 from ..checks import check_positive_int, did_you_mean
+from ..memory import must_fit
 
 Keep = Literal["device", "home", "nothing"]
+WORK_BYTES = 2**29  # beside the weights: a picture of a megapixel or a prompt is about a thousand tokens
 KEEPS = cast(tuple[str, ...], get_args(Keep))
 
 
@@ -49,29 +51,42 @@ class OnDemand(Generic[Held]):
         device: where it works.
         keep: what is kept between uses: the weights on the `device`, the weights at `home` (the CPU), or `nothing`.
         turns: shared with other large models: it then decides who is on its device, and `device` is ignored.
+        make_room: called with the bytes that will be needed there, before the model comes to its device.
     """
 
     def __init__(
-        self, load: Callable[[], Held], device: str | torch.device = "cpu", keep: Keep = "home", turns: Turns | None = None
+        self,
+        load: Callable[[], Held],
+        device: str | torch.device = "cpu",
+        keep: Keep = "home",
+        turns: Turns | None = None,
+        make_room: Callable[[int], None] | None = None,
     ) -> None:
         if keep not in KEEPS:
             raise ValueError(f"keep: expected one of {', '.join(KEEPS)}, got {keep!r}; {did_you_mean(keep, KEEPS)}")
-        self.load, self.keep, self.turns = load, keep, turns
+        self.load, self.keep, self.turns, self.make_room = load, keep, turns, make_room
         self.device = torch.device(device) if turns is None else turns.device
         self.held: Held | None = None
         self._borrowed: Borrowed | None = None
 
     @contextmanager
     def working(self) -> Generator[Held]:
-        """The model on its device, for the duration of a `with` block."""
+        """The model on its device, for the duration of a `with` block.
+
+        Raises:
+            DoesNotFitError: it does not fit there, or what it computes does not.
+        """
         held = self.load() if self.held is None else self.held
         self.held = held
+        if self.make_room is not None and self._borrowed is None:
+            self.make_room(nbytes(held.model) + WORK_BYTES)
         if self.turns is not None:
             self.turns.use(held.model)
         elif self._borrowed is None:
             self._borrowed = Borrowed(held.model, self.device)
         try:
-            yield held
+            with must_fit(f"{told(held.model)} at work on {self.device}"):
+                yield held
         finally:
             self._rest()
 

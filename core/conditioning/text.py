@@ -84,6 +84,7 @@ class TextEncoder:
         keep: what stays between uses, see `OnDemand`.
         turns: shared with the other large models, see `OnDemand`.
         max_tokens: prompts are padded or cut to this many tokens.
+        make_room: see `OnDemand`.
     """
 
     def __init__(
@@ -94,8 +95,9 @@ class TextEncoder:
         keep: Keep = "home",
         turns: Turns | None = None,
         max_tokens: int = MAX_TOKENS,
+        make_room: Callable[[int], None] | None = None,
     ) -> None:
-        self.models = OnDemand(load, device, keep, turns)
+        self.models = OnDemand(load, device, keep, turns, make_room)
         self.style, self.max_tokens = style, max_tokens
         self.cache, self.masks = EmbeddingCache(CACHED_TEXTS), EmbeddingCache(CACHED_TEXTS)
 

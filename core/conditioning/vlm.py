@@ -102,6 +102,7 @@ class VLMEncoder:
         prompt: what is asked; the released weights know only that of StrSR.
         parity: resize twice and cut 8 bits off, as the released scripts do.
         cache_size: images to remember.
+        make_room: see `OnDemand`.
     """
 
     def __init__(
@@ -114,18 +115,21 @@ class VLMEncoder:
         prompt: str | None = None,
         parity: bool = False,
         cache_size: int = CACHED_IMAGES,
+        make_room: Callable[[int], None] | None = None,
     ) -> None:
-        self.models = OnDemand(load, device, keep, turns)
+        self.models = OnDemand(load, device, keep, turns, make_room)
         self.prompt = strsr_prompt() if prompt is None else prompt
         self.parity = parity
         self.cache = EmbeddingCache(cache_size)
 
-    def encode(self, lq: Tensor, *, batch_size: int = 1) -> Tensor:
+    def encode(self, lq: Tensor, *, batch_size: int = 1, on_image: Callable[[int, int], None] | None = None) -> Tensor:
         """Embeddings of low-resolution images, before the adapter.
 
         Args:
             lq: [B, 3, h, w], range [0, 1], not enlarged.
             batch_size: new images that go through the model together.
+            on_image: called as on_image(done, total) before the model is needed and after each of its passes; may raise to
+                cancel: what has been seen until then is remembered.
 
         Returns:
             [B, 68, 2560] in the model's dtype, on the CPU, without gradient.
@@ -139,17 +143,27 @@ class VLMEncoder:
         keys = [_digest(image, self.parity) for image in images]
         known = {key: entry for key in keys if (entry := self.cache.get(key)) is not None}
         new = {key: image for key, image in zip(keys, images, strict=True) if key not in known}
+        _report(on_image, len(images) - len(new), len(images))
         if new:
             with self.models.working() as held, torch.no_grad():
                 for start in range(0, len(new), batch_size):
                     names = list(new)[start : start + batch_size]
                     found = held.embed([new[name] for name in names], self.prompt, parity=self.parity).cpu()
                     known |= dict(zip(names, found, strict=True))
-        for key in new:
-            self.cache.put(key, known[key])
+                    for name in names:
+                        self.cache.put(name, known[name])
+                    _report(on_image, len(images) - len(new) + start + len(names), len(images))
         return torch.stack([known[key] for key in keys])
 
-    def encode_tiles(self, lq: Tensor, plan: TilePlan, scale: int, *, batch_size: int = 1) -> Tensor:
+    def encode_tiles(
+        self,
+        lq: Tensor,
+        plan: TilePlan,
+        scale: int,
+        *,
+        batch_size: int = 1,
+        on_image: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
         """Embeddings of what each tile shows, as in training, where model and transformer saw the same crop.
 
         Args:
@@ -157,6 +171,7 @@ class VLMEncoder:
             plan: tiles of the enlarged image.
             scale: of the enlargement.
             batch_size: new tiles that go through the model together.
+            on_image: see `encode`.
 
         Returns:
             [tiles, 68, 2560], in the order of `plan.starts`.
@@ -164,11 +179,16 @@ class VLMEncoder:
         Source:
             strsr.md section 5.12, the better mode.
         """
-        return self.encode(tile_crops(lq, plan, scale), batch_size=batch_size)
+        return self.encode(tile_crops(lq, plan, scale), batch_size=batch_size, on_image=on_image)
 
     def release(self) -> None:
         """Give the model up; what is remembered stays."""
         self.models.release()
+
+
+def _report(on_image: Callable[[int, int], None] | None, done: int, total: int) -> None:
+    if on_image is not None:
+        on_image(done, total)
 
 
 def tile_crops(lq: Tensor, plan: TilePlan, scale: int) -> Tensor:

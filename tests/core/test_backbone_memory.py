@@ -11,6 +11,7 @@ from alignsr.core.backbones.offload import OffloadedBackbone, Residency
 from alignsr.core.backbones.quantization import QuantizedLinear, quantize
 from alignsr.core.borrowed import Borrowed, nbytes
 from alignsr.core.lora_files import save_adapter
+from alignsr.core.memory import DoesNotFitError
 from alignsr.core.records import Conditioning
 from alignsr.core.restore import one_step, restore
 
@@ -144,8 +145,11 @@ class Full(nn.Linear):
 def test_a_device_that_is_full_half_way_leaves_the_module_at_home() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), Full(2, 2))
     before = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(
+        DoesNotFitError, match=r"for Sequential \(0\.00 GiB of weights\) on meta, got out of memory; .*8bit"
+    ) as caught:
         Borrowed(module, "meta")
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
     assert {tensor.device.type for tensor in module.state_dict().values()} == {"cpu"}
     assert {name: tensor.data_ptr() for name, tensor in module.state_dict().items()} == before
 

@@ -19,6 +19,7 @@ from alignsr.core.backbones.latent import tiny
 from alignsr.core.backbones.offload import OffloadedBackbone, Residency
 from alignsr.core.batch import restore_picture
 from alignsr.core.images import truncate_8bit
+from alignsr.core.memory import DoesNotFitError
 from alignsr.core.records import Conditioning, Restored
 from alignsr.core.restore import one_step, restore, tiles_for
 from alignsr.core.tiling import TilePlan
@@ -190,6 +191,74 @@ def test_pictures_are_prepared_on_the_device_unless_they_are_large_or_memory_ran
     assert batch.picture_bytes(torch.empty(1, 3, 1024, 1024, device="meta"), 4) == 8 * 12 * 4096**2 < 2**31
 
 
+def test_weights_that_do_not_fit_beside_the_pictures_send_these_home_and_the_tile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[tuple[str, int]] = []
+
+    def watched(_: Any, lq: Tensor, **options: Any) -> Restored:
+        tries.append((lq.device.type, options["tile_px"]))
+        if len(tries) == 1 or lq.shape[0] > 1:
+            raise DoesNotFitError("the transformer")
+        return Restored(torch.zeros(1, 3, 256, 256), torch.zeros(1, 3, 256, 256), {})
+
+    monkeypatch.setattr(batch, "restore", watched)
+    told: list[str] = []
+    batch.restore_picture(tiny("z_image"), picture(64, 64), tile_px=128, device="meta", notify=told.append)
+    assert tries == [("meta", 128), ("cpu", 128)]
+    assert told == ["out of memory for the transformer; trying again with the pictures in main memory"]
+    with pytest.raises(DoesNotFitError):
+        batch.restore_picture(tiny("z_image"), picture(64, 64, batch=2), tile_px=128, notify=told.append)
+    assert len(tries) == 3 and len(told) == 1
+
+
+def test_no_memory_while_conditioning_is_no_reason_for_smaller_tiles() -> None:
+    asked, told = [], []
+
+    def conditioner(sample: int, tiles: TilePlan, scale: int) -> Conditioning:
+        asked.append(len(tiles.starts))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(DoesNotFitError, match="memory: expected room for what conditions the model, got out of memory; choose"):
+        restore_picture(Simple(), picture(64, 64), conditioning=conditioner, notify=told.append)
+    assert asked == [1] and told == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_memory_for_weights_is_no_reason_for_smaller_tiles(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, told, real = tiny(kind), [], nn.Module.to
+    name = type(backbone.transformer).__name__
+
+    def full(module: nn.Module, *where: Any, **more: Any) -> nn.Module:
+        if module is backbone.transformer:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(module, *where, **more)
+
+    monkeypatch.setattr(nn.Module, "to", full)
+    with pytest.raises(DoesNotFitError, match=rf"room for {name} \(0\.00 GiB of weights\) on cpu, .*8bit or 4bit .*offload"):
+        restore_picture(OffloadedBackbone(backbone, Residency("cpu")), picture(64, 64), notify=told.append)
+    assert told == []
+
+
+@pytest.mark.parametrize("fails", ["encode", "velocity", "decode"])
+def test_nothing_of_an_offloaded_model_is_on_the_device_while_it_is_conditioned(fails: str) -> None:
+    """Neither at the first try, nor at the next one after memory ran out in any stage, nor at the next picture."""
+    backbone, turns, resident = tiny("z_image"), Residency("cpu"), []
+    real = getattr(backbone, fails)
+
+    def conditioner(sample: int, tiles: TilePlan, scale: int) -> Conditioning:
+        resident.append(turns.resident)
+        return Conditioning(torch.zeros(1, 4, backbone.spec.conditioning_dim))
+
+    def once(*args: Any, **options: Any) -> Tensor:
+        if len(resident) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, **options)
+
+    setattr(backbone, fails, once)
+    for _ in range(2):
+        restore_picture(OffloadedBackbone(backbone, turns), picture(32, 32), conditioning=conditioner, notify=lambda _: None)
+    assert resident == [None, None, None] and turns.resident is not None
+
+
 @pytest.mark.parametrize(("kind", "latents"), [("flux2_klein", "native"), ("z_image", "scaled"), ("z_image", "raw")])
 def test_strength_goes_from_the_autoencoder_alone_to_the_trained_step(kind: str, latents: str) -> None:
     """Also where one-step weights have learned the map between raw and scaled latents (check 18 shows that they must)."""
@@ -240,6 +309,30 @@ def test_stages_follow_one_another_and_progress_counts_them() -> None:
     )  # fmt: skip
     assert backbone.calls == ["encode"] * 3 + ["velocity"] * 3 + ["decode"] * 3
     assert seen == [(n, 24) for n in (3, 6, 8, 11, 14, 16, 19, 22, 24)]
+
+
+def test_progress_counts_the_stage_that_looks_at_the_tiles() -> None:
+    """Eight tiles in four stages; a conditioner that says how far it is moves the bar tile by tile."""
+
+    class Looking:
+        def __init__(self, on_part: Any = None) -> None:
+            self.on_part = on_part
+
+        def watched(self, on_part: Any) -> "Looking":
+            return Looking(on_part)
+
+        def __call__(self, sample: int, tiles: TilePlan, scale: int) -> Conditioning:
+            for done in range(len(tiles.starts)):
+                self.on_part(done + 1, len(tiles.starts))
+            return Conditioning(torch.zeros(1, 1, 2))
+
+    plain = lambda *_: Conditioning(torch.zeros(1, 1, 2))  # noqa: E731
+    for conditioner, first in ((plain, [4, 8]), (Looking(), [1, 2, 3, 4, 5, 6, 7, 8])):
+        seen: list[tuple[int, int]] = []
+        options: dict[str, Any] = {"tile_px": 64, "overlap_px": 16, "batch_size": 8}
+        on_tile = lambda done, total, seen=seen: seen.append((done, total))  # noqa: E731
+        restore(Simple(), picture(24, 24, batch=2), conditioning=conditioner, on_tile=on_tile, **options)
+        assert list(dict.fromkeys(seen)) == [(n, 32) for n in (*first, 16, 24, 32)]
 
 
 def test_every_tile_gets_its_own_row_and_every_picture_its_own_entry() -> None:

@@ -78,7 +78,7 @@ def test_the_chain_is_what_core_does(kind: str, mode: str, host: Any) -> None:
 
 
 def test_offloaded_parts_are_never_on_the_device_together(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Language model, autoencoder, transformer, autoencoder: each comes when the one before it has left, once per job."""
+    """Language model, autoencoder, transformer, autoencoder: each comes when the one before it has left, once per try."""
     events: list[tuple[str, str]] = []
     use, leave, working = offload.Residency.use, offload.Residency.leave, resident.OnDemand.working
 
@@ -111,6 +111,18 @@ def test_offloaded_parts_are_never_on_the_device_together(host: Any, monkeypatch
     OneStepSR().upscale(model, image, 4, conditioning=look(model, image)[0], **SMALL)
     kinds = ["VLM", "AutoencoderKLFlux2", "Flux2Transformer2DModel", "AutoencoderKLFlux2"]
     assert events == [(move, kind) for kind in kinds for move in ("in", "out")]
+    events.clear()
+    image, real, tries = picture(1, 40, 40), model.backbone.velocity, list[int]()
+
+    def full_once(*args: Any) -> torch.Tensor:
+        tries.append(1)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(*args)
+
+    model.backbone.velocity = full_once
+    OneStepSR().upscale(model, image, 4, conditioning=look(model, image)[0], tile_px=128, overlap_px=16)
+    assert events == [(move, kind) for kind in (*kinds[:3], *kinds) for move in ("in", "out")], "also when tiles become smaller"
     events.clear()
     OneStepSR().upscale(load("flux2_klein", offload="none"), image, 4, **SMALL)
     assert events == []

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from alignsr.core.backbones.offload import Residency
+from alignsr.core.borrowed import nbytes
 from alignsr.core.compat import import_third_party
 from alignsr.core.conditioning import (
     ADAPTER_WIDTHS,
@@ -26,8 +27,10 @@ from alignsr.core.conditioning import (
     tile_crops,
     vlm,
 )
+from alignsr.core.conditioning.resident import WORK_BYTES
 from alignsr.core.conditioning.vision import to_patches, to_uint8, vision_pixels, vision_sizes
 from alignsr.core.images import quantize_8bit
+from alignsr.core.memory import DoesNotFitError
 from alignsr.core.tiling import plan
 from alignsr.core.weights import MissingModelError, WeightsError
 
@@ -176,6 +179,40 @@ class TestEncoding:
         for seed in (0, 1, 0):
             encoder.encode(image(64, 64, seed=seed))
         assert loader.calls == 3
+
+    def test_says_how_far_it_is_and_remembers_what_it_saw_before_it_was_stopped(self, model: VisionLanguageModel) -> None:
+        loader, images, seen = Loader(model), torch.cat([image(64, 64, seed=n) for n in range(3)]), list[tuple[int, int]]()
+        encoder = VLMEncoder(loader, keep="nothing")
+
+        def stop(done: int, total: int) -> None:
+            seen.append((done, total))
+            if done == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            encoder.encode(images, on_image=stop)
+        assert seen == [(0, 3), (1, 3), (2, 3)] and encoder.models.held is None
+        encoder.encode(images[:2])
+        assert loader.calls == 1
+        seen.clear()
+        encoder.encode(images, batch_size=2, on_image=lambda done, total: seen.append((done, total)))
+        assert seen == [(2, 3), (3, 3)]
+
+    def test_asks_for_room_before_it_comes_and_says_what_did_not_fit(
+        self, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[int] = []
+        encoder = VLMEncoder(lambda: model, make_room=asked.append)
+        encoder.encode(image(64, 64))
+        encoder.encode(image(64, 64))
+        assert asked == [nbytes(model.model) + WORK_BYTES]
+
+        def full(*_: object, **__: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(VisionLanguageModel, "embed", full)
+        with pytest.raises(DoesNotFitError, match=r"room for Qwen3VLModel \(0\.00 GiB of weights\) at work on cpu, got out of"):
+            encoder.encode(image(64, 64, seed=1))
 
     def test_takes_turns_with_the_backbone(self, model: VisionLanguageModel) -> None:
         turns, other = Residency("cpu"), torch.nn.Linear(1, 1)
