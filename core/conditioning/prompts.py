@@ -5,6 +5,7 @@ the prompts it uses; for most models of super-resolution that is the empty promp
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from .folders import FolderSpec, find_folder, load_tokenizer, load_transformer
 from .prompt_files import find_tokenizer, load_clip, load_t5
 from .resident import EmbeddingCache, Keep, OnDemand, Turns
 
+LOGGER = logging.getLogger("alignsr")
 CACHED_PROMPTS = 32
 CLIP_TOKENS = 77
 T5_TOKENS = 512
@@ -312,6 +314,8 @@ def load_prompt_models(
     models, read = list[nn.Module](), list[Any]()
     for encoder, path in zip(encoders, found, strict=True):
         is_t5 = encoder.class_name == "T5EncoderModel"
+        if path.name in _T5[1:]:
+            LOGGER.warning("%s: %s is used, rounded to 8 bits, since %s is not there", encoder.name, path.name, _T5[0])
         searched = [path.parent, *places, *map(Path, tokenizers)]
         read.append(load_tokenizer(find_tokenizer(searched, "t5" if is_t5 else "clip", encoder.tokenizer)))
         if encoder.name == "text_encoder_2" and not is_t5:

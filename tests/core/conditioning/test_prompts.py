@@ -135,7 +135,9 @@ QUICK = {"hidden_act": "quick_gelu"}
 
 
 @pytest.mark.parametrize("style", ["flux1", "sd15", "sdxl"])
-def test_loads_single_files(style: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loads_single_files(
+    style: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """clip_l, clip_g and t5xxl as ComfyUI users have them; what shapes do not tell is that of the published sizes."""
     monkeypatch.setattr("alignsr.core.conditioning.prompt_files._HEAD", 8)
     monkeypatch.setattr("alignsr.core.conditioning.prompt_files._LARGE", 32 if style == "sd15" else 16)
@@ -161,6 +163,12 @@ def test_loads_single_files(style: str, tmp_path: Path, monkeypatch: pytest.Monk
         tokenizer.pad_token = "<|endoftext|>"
     wanted, found = (PromptEncoder(lambda one=one: one, style).encode(TEXTS) for one in (held, loaded))
     assert torch.allclose(found.embeddings, wanted.embeddings, atol=1e-5)
+    assert "rounded" not in caplog.text
+    exact, rounded = (tmp_path / "text_encoders" / name for name in ("t5xxl_fp16.safetensors", "t5xxl_fp8_e4m3fn.safetensors"))
+    if exact.exists():
+        exact.rename(rounded)
+        load_prompt_models(style, folders=[tmp_path / "text_encoders"], tokenizers=[tmp_path / "tokenizers"])
+        assert f"text_encoder_2: {rounded.name} is used, rounded to 8 bits, since {exact.name} is not there" in caplog.text
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
