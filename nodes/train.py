@@ -128,14 +128,15 @@ def check_name(name: str, out_name: str) -> None:
         raise ConfigError(f"{key}: expected letters, digits, '.', '_' or '-', got {name!r}; leave out the rest")
 
 
-def run_folder(root: Path, config: Any, resume: bool, learned_from: Mapping[str, str] | None = None) -> Path:
+def run_folder(root: Path, config: Any, resume: bool, learned_from: Mapping[str, Any] | None = None) -> Path:
     """`<name>-<hash of the config>`; without resume the first of -2, -3, ... that is not there yet.
 
     What the config names by a path alone comes before the hash, see `finished_weights`: each content has a folder of its own.
     """
     from ..train.config import config_hash
+    from ..train.origins import short
 
-    contents = "".join(f"-{value[:8]}" for value in (learned_from or {}).values())
+    contents = "".join(f"-{short(value)}" for value in (learned_from or {}).values())
     folder = root / f"{config.name}{contents}-{config_hash(config)}"
     count = 2
     fresh = folder
@@ -227,11 +228,12 @@ def run_recipe(
         changes: see `read_config`.
         tables: see `read_config`.
         vram_bytes: how much the host is asked to free before training.
-        learned_from: of a config, what `finished_weights` is to find in the header of its weights.
+        learned_from: of a config, what `finished_weights` is to find in the header of its weights beside its `origins`.
 
     Raises:
         ConfigError: see `read_config`; also a config of another recipe.
     """
+    from ..train import origins
     from ..train.config import ConfigError, config_hash
     from ..train.recipes import RECIPES
     from ..train.session import finished_weights
@@ -242,7 +244,10 @@ def run_recipe(
     kind = next(name for name, known in RECIPES.items() if known is recipe)
     if kind not in kinds:
         raise ConfigError(f"config: expected one of the recipe {' or '.join(kinds)}, got {kind}; {node} cannot use its result")
-    contents = learned_from(settings) if learned_from is not None else {}
+    contents = {
+        **(learned_from(settings) if learned_from is not None else {}),
+        **origins.learned_from(settings, host.training_dirs()),
+    }
     folder = run_folder(host.output_dir() / RUNS, settings, resume, contents)
     weights = finished_weights(folder, settings, contents)
     if weights is None:

@@ -6,7 +6,7 @@ A recipe stays a plain function that reads from top to bottom; it asks this `Loo
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from .config import OptimizerConfig, RunConfig, ScheduleConfig, accepted_hashes,
 from .data import sample_seed
 from .hooks import Hooks, SilentHooks, TrainResult
 from .optimize import learning_rate, make_average, make_optimizer
+from .origins import ORIGINS, origins, require_same
 from .prefetch import Prefetch, Samples
 from .processes import average_gradients, averaged_over_processes, first_index, make_accelerator, share_state
 from .state import TrainState, checkpoints
@@ -77,17 +78,30 @@ class Loop:
         folder: the run folder; made here.
         hooks: the host.
         resume: continue from the newest checkpoint in `folder` if any; without it a folder with checkpoints is refused.
+        model_folders: where weight files are looked for by name.
+
+    Attributes:
+        origins: what the run is trained from, by content: for the header of its weights.
 
     Raises:
         FileExistsError: checkpoints exist and resume is False.
-        WeightsError: the checkpoint belongs to another config, or to a run of another number of processes.
+        WeightsError: the checkpoint belongs to another config, to a run of another number of processes, or to one from other
+            weights than those that the config's names mean now.
     """
 
     def __init__(
-        self, config: Any, run: RunConfig, parts: Mapping[str, Trained], folder: Path, hooks: Hooks, resume: bool = False
+        self,
+        config: Any,
+        run: RunConfig,
+        parts: Mapping[str, Trained],
+        folder: Path,
+        hooks: Hooks,
+        resume: bool = False,
+        model_folders: Sequence[str | Path] = (),
     ) -> None:
         self.config, self.run, self.parts, self.folder, self.hooks = config, run, dict(parts), folder, hooks
         self.hash = config_hash(config)
+        self.origins = origins(config, model_folders)
         if checkpoints(folder) and not resume:
             raise FileExistsError(
                 f"{folder}: expected a new run folder, got one with checkpoints; pass --resume or another --out"
@@ -126,7 +140,9 @@ class Loop:
             if self.scaler.is_enabled():
                 self.scaler.load_state_dict(self.state.extra["scaler"])
             self._check_samples(found[-1])
+            require_same(folder, self.state.extra.get(ORIGINS), self.origins)
             self.logs = [entry for entry in self._read_logs() if entry["step"] <= self.state.step]
+        self.state.extra[ORIGINS] = self.origins
         self._elapsed = float(self.state.extra.get("seconds", 0.0))
 
     @property

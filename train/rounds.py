@@ -24,6 +24,7 @@ from .candidates.run import CandidatesResult
 from .candidates.score import SCORES, Scores, read_scores
 from .config import ConfigError, apply_sets, config_hash, find_config, from_mapping, overlay, positive, published, read_toml
 from .loop import Hooks, SilentHooks
+from .origins import learned_from
 from .policy import trained_file
 from .recipes import perceptual_dpo
 from .session import finished_weights
@@ -181,7 +182,8 @@ def run_rounds(
         scores = read_scores(sampled.folder / SCORES)
         first = first or scores
         training = training_of(config, number, start, sampled.folder)
-        weights = finished_weights(place / "training", training, perceptual_dpo.learned_from(training))
+        began = perceptual_dpo.learned_from(training) | learned_from(training, model_folders)
+        weights = finished_weights(place / "training", training, began)
         if weights is None:
             weights = perceptual_dpo.train(training, place / "training", hooks, True, model_folders).weights
         found.append(_noted(number, config, first, scores, sampled, weights, folder))

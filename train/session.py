@@ -12,6 +12,7 @@ from torch import nn
 from ..core.weights import WeightsError, read_info, save_weights
 from .config import ConfigError, config_hash, from_mapping, to_mapping
 from .data import PairData
+from .origins import ORIGINS
 from .state import keep_global_randomness
 
 LOGGER = logging.getLogger("alignsr")
@@ -45,7 +46,9 @@ def open_pairs(config: Any, samples_per_step: int, minimum_px: int) -> PairData:
     return data
 
 
-def save_network(path: Path, network: nn.Module, config: Any, step: int, header: Mapping[str, Any]) -> Path:
+def save_network(
+    path: Path, network: nn.Module, config: Any, step: int, header: Mapping[str, Any], origins: Mapping[str, str]
+) -> Path:
     """Write a super-resolution network with everything needed to load it and to know what it is.
 
     Args:
@@ -54,14 +57,15 @@ def save_network(path: Path, network: nn.Module, config: Any, step: int, header:
         config: with `name`, `licence`, `model.scale` and `model.save_dtype`; it goes into the header whole.
         step: optimiser steps done.
         header: `backbone`, `architecture` and `options`, by which it is built again.
+        origins: what it was trained from, see `train.origins`.
     """
     dtype = torch.float16 if config.model.save_dtype == "fp16" else torch.float32
     tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in network.state_dict().items()}
     facts = {"name": config.name, "scale": config.model.scale, "licence": config.licence, "step": step}
-    return save_weights(path, tensors, {**header, **facts, "config": to_mapping(config)})
+    return save_weights(path, tensors, {**header, **facts, "config": to_mapping(config), ORIGINS: dict(origins)})
 
 
-def finished_weights(folder: Path, config: Any, learned_from: Mapping[str, str] | None = None) -> Path | None:
+def finished_weights(folder: Path, config: Any, learned_from: Mapping[str, Any] | None = None) -> Path | None:
     """The weight file of a run that reached its last step, else None. Intervals of logs and previews may differ.
 
     Args:

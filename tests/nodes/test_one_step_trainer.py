@@ -1,6 +1,7 @@
 """One-Step Trainer in a graph, under inference mode as in ComfyUI: two stages, what comes out of them, and bad input."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from train_helpers import equal_files, make_pictures
 from alignsr.core.backbones.latent import tiny
 from alignsr.core.backbones.published import PUBLISHED
 from alignsr.core.compat import import_diffusers
-from alignsr.core.lora_files import RELEASED, save_adapter
+from alignsr.core.lora_files import RELEASED, read_adapter, save_adapter
 from alignsr.core.weights import MissingModelError, WeightsError, load_state_dict, read_info, save_weights
 from alignsr.nodes import condition, lora, one_step
 from alignsr.nodes.discriminator import LoadDiscriminator
@@ -218,6 +219,30 @@ def test_the_node_shows_curve_and_samples(watched: Watcher) -> None:
     assert len(watched.previews) >= 2 and watched.steps == [1, 2, 3]
     curve = shown["result"][2]
     assert watched.previews[-1][1] > curve.shape[1], "the samples are below the curve"
+
+
+def test_another_adapter_under_the_same_path_is_another_run(host: Any, tmp_path: Path) -> None:
+    """So are another stage 1 in the same folder, and other heads in the same file."""
+    start, found = one_step_adapter("flux2_klein"), list[str]()
+    for strength in (1.0, 3.0, 1.0):
+        state = {key: strength * value for key, value in start.state.items()}
+        path = save_adapter(tmp_path / "start.safetensors", replace(start, state=state))
+        found.append(train(lora=read_adapter(path))[0])
+    assert found[0] == found[2] != found[1] and not equal_files(Path(found[0]), Path(found[1]))
+    heads, runs = tmp_path / "heads.safetensors", list[str]()
+    state = load_state_dict(recipe.critic_path(Path(found[0])))
+    for strength in (1.0, 3.0):
+        save_weights(heads, {key: strength * value for key, value in state.items()}, {"architecture": "critic_heads"})
+        runs.append(train(discriminator=critic(heads=str(heads)))[7])
+    assert runs[0] != runs[1]
+    first, stages = train()[7], list[str]()
+    for seed in (0, 1):
+        other = Path(train(name="other", overrides=f"{SHORT}\nrun.seed={seed}")[7])
+        for file in other.iterdir() if seed else ():
+            if file.is_file():
+                shutil.copy(file, Path(first) / file.name)
+        stages.append(train(name="second", start_from=first)[7])
+    assert stages[0] != stages[1]
 
 
 def test_a_validation_shows_how_far_it_is_and_hears_the_user(watched: Watcher) -> None:

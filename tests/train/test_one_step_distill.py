@@ -423,7 +423,7 @@ def test_the_header_names_the_base_model(name, source, transformer, base, pictur
     config = light(name, pictures)
     model = recipe.build_model(config)
     config = replace(config, model=replace(config.model, source=source, transformer=transformer))
-    path = recipe.save_model(config, model, model.part, tmp_path / "x.safetensors", 1, 4)
+    path = recipe.save_model(config, model, model.part, tmp_path / "x.safetensors", 1, 4, {})
     assert read_info(path)["base"] == base and read_info(path)["samples"] == 4
 
 

@@ -7,7 +7,7 @@ Supported: the synthetic task (both terms; the second holds the bottleneck at th
 Accumulation, several processes, bf16 and fp16 autocast, EMA, resume. Assumed: RGB.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,7 +137,8 @@ def train(
         model = build_model(config, model_folders)
         if config.run.channels_last:
             model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        loop = Loop(config, config.run, {"autoencoder": Trained(model, config.optimizer, config.schedule)}, folder, hooks, resume)
+        parts = {"autoencoder": Trained(model, config.optimizer, config.schedule)}
+        loop = Loop(config, config.run, parts, folder, hooks, resume, model_folders)
         # a frozen decoder only passes the gradient on: its lean twin keeps a fraction of the activations
         decode = lean(model.decoder) if config.model.freeze_decoder else model.decoder
         data = open_pairs(config, loop.samples_per_step, minimum_px=SMALLEST_HELD_OUT_PX)
@@ -156,7 +157,7 @@ def train(
 
         weights = folder / f"{config.name}.safetensors"
         if loop.is_main:
-            save_model(config, loop.averaged("autoencoder"), weights, loop.state.step)
+            save_model(config, loop.averaged("autoencoder"), weights, loop.state.step, loop.origins)
         loop.finish()
         return TrainResult(folder, weights, folder / "curve.png", tuple(loop.logs), loop.state.step)
 
@@ -169,7 +170,7 @@ def _report(loop: Loop, model: nn.Module, config: AutoencoderConfig, data: PairD
         loop.show(samples(model, data, loop.device))
     if loop.is_due(config.run.export_every):
         step = loop.state.step + 1
-        save_model(config, model, loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors", step)
+        save_model(config, model, loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors", step, loop.origins)
 
 
 def validate(model: Any, data: PairData, device: torch.device, watch: Watch = unwatched) -> dict[str, float]:
@@ -206,7 +207,7 @@ def samples(model: Any, data: PairData, device: torch.device) -> Any:
     return strip({"low resolution": lq, "bottleneck": bottleneck, "after the auto-encoder": out, "ground truth": gt})
 
 
-def save_model(config: AutoencoderConfig, model: nn.Module, path: Path, step: int) -> Path:
+def save_model(config: AutoencoderConfig, model: nn.Module, path: Path, step: int, origins: Mapping[str, str]) -> Path:
     """Write an auto-encoder file with everything needed to load it and to know what it is."""
     return save_autoencoder(
         path,
@@ -217,6 +218,7 @@ def save_model(config: AutoencoderConfig, model: nn.Module, path: Path, step: in
         licence=config.licence,
         step=step,
         config=to_mapping(config),
+        origins=dict(origins),
     )
 
 

@@ -7,7 +7,7 @@ Assumed: ground truth fits in memory when `data.cache_images` is on; the model t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,7 +128,8 @@ def train(
         network.train().requires_grad_(True)
         if config.run.channels_last:
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        loop = Loop(config, config.run, {"network": Trained(network, config.optimizer, config.schedule)}, folder, hooks, resume)
+        parts = {"network": Trained(network, config.optimizer, config.schedule)}
+        loop = Loop(config, config.run, parts, folder, hooks, resume, model_folders)
         data = open_pairs(config, loop.samples_per_step, minimum_px=_WHOLE_PX)
 
         term = config.loss if config.loss in ("l1", "mse") else f"{config.loss}_loss"  # psnr_y is what validation measures
@@ -146,7 +147,7 @@ def train(
 
         weights = folder / f"{config.name}.safetensors"
         if loop.is_main:
-            save_model(config, backbone, loop.averaged("network"), weights, loop.state.step)
+            save_model(config, backbone, loop.averaged("network"), weights, loop.state.step, loop.origins)
         loop.finish()
         return TrainResult(folder, weights, folder / "curve.png", tuple(loop.logs), loop.state.step)
 
@@ -175,13 +176,14 @@ def validate(
     return total / len(data.held_out)
 
 
-def save_model(config: FidelityConfig, backbone: AnyBackbone, network: nn.Module, path: Path, step: int) -> Path:
+def save_model(
+    config: FidelityConfig, backbone: AnyBackbone, network: nn.Module, path: Path, step: int, origins: Mapping[str, str]
+) -> Path:
     """Write a weight file with everything needed to load it and to know what it is."""
     kind = config.model.backbone
     architecture = config.model.architecture if kind == "network" else "pixel"
-    return save_network(
-        path, network, config, step, {"backbone": kind, "architecture": architecture, "options": rebuild_options(backbone)}
-    )
+    header = {"backbone": kind, "architecture": architecture, "options": rebuild_options(backbone)}
+    return save_network(path, network, config, step, header, origins)
 
 
 def rebuild_options(backbone: AnyBackbone) -> dict[str, Any]:

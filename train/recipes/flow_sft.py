@@ -20,7 +20,7 @@ Source:
     clipped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -51,6 +51,7 @@ from ..multi_step import (
 from ..multi_step_validation import SamplingConfig, preview, sampled, scores
 from ..one_step import TrainedPart, use_checkpointing
 from ..one_step_files import showing
+from ..origins import ORIGINS
 from ..session import open_pairs, save_network, training
 from ..validation import SMALLEST_HELD_OUT_PX
 
@@ -178,7 +179,7 @@ def train(
         parts = {"model": Trained(model.part, config.optimizer, config.schedule)}
         if config.model.use_checkpointing:
             use_checkpointing(model.trainee.backbone)  # pyright: ignore[reportArgumentType]
-        loop = Loop(config, config.run, parts, folder, hooks, resume)
+        loop = Loop(config, config.run, parts, folder, hooks, resume, model_folders)
         model.trainee.to(loop.device)
         backbone = Autocast(model.trainee.backbone, loop.autocast, config.model.latent_cache or None)
         told = one_prompt(config.model, model.trainee.backbone, folder, loop.device, model_folders)
@@ -196,7 +197,7 @@ def train(
 
         weights = folder / f"{config.name}.safetensors"
         if loop.is_main:
-            save_model(config, model, _averaged(loop), weights, loop.state.step)
+            save_model(config, model, _averaged(loop), weights, loop.state.step, loop.origins)
         loop.finish()
         return TrainResult(folder, weights, folder / "curve.png", tuple(loop.logs), loop.state.step)
 
@@ -243,7 +244,7 @@ def _report(
                 loop.show(preview(shown, lq, gt, "ground truth" if config.artefacts is None else "output"))
     if loop.is_due(run.export_every):
         step = loop.state.step + 1
-        save_model(config, model, part, loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors", step)
+        save_model(config, model, part, loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors", step, loop.origins)
 
 
 def _first(data: Sets) -> tuple[Tensor, Tensor]:
@@ -251,14 +252,16 @@ def _first(data: Sets) -> tuple[Tensor, Tensor]:
     return batch.lq, batch.gt
 
 
-def save_model(config: FlowSftConfig, model: FlowModel, part: nn.Module, path: Path, step: int) -> Path:
+def save_model(
+    config: FlowSftConfig, model: FlowModel, part: nn.Module, path: Path, step: int, origins: Mapping[str, str]
+) -> Path:
     """Write what was trained with everything needed to use it and to know what it is; see `train.multi_step.save_trained`."""
     trainee = model.trainee
     with showing(model.part, part):
         if not model.adapter:
             backbone: Any = trainee.backbone
             header = {"backbone": "pixel", "architecture": "pixel", "options": dict(backbone.options)}
-            return save_network(path, backbone.network, config, step, header)
+            return save_network(path, backbone.network, config, step, header, origins)
         info = {
             "name": config.name,
             "scale": config.model.scale,
@@ -266,6 +269,7 @@ def save_model(config: FlowSftConfig, model: FlowModel, part: nn.Module, path: P
             "step": step,
             "role": "supervised" if model.adapter == SFT else "adversary",
             "config": to_mapping(config),
+            ORIGINS: dict(origins),
         }
         return save_trained(trainee, model.adapter, path, info, config.model.save_dtype, full=model.full)
 

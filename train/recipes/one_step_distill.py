@@ -21,7 +21,7 @@ Stage 2 starts from stage 1's files (`model.init`, `discriminator.init`), or, op
 checkpoint say how many it saw, and with the same seed stage 2 would otherwise meet the same pictures, crops and noise again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,6 +58,7 @@ from ..one_step_convention import check_convention
 from ..one_step_critic import CriticConfig, critic_path, critic_terms, judged
 from ..one_step_files import save_result, showing
 from ..one_step_validation import samples, validate
+from ..origins import ORIGINS
 from ..session import open_pairs, training
 from ..start import find_checkpoint, first_init, samples_before
 from ..state import checkpoints
@@ -176,7 +177,7 @@ def train(
             parts["discriminator"] = Trained(critic.heads, spec.optimizer, spec.schedule, is_averaged=False)
         if config.model.use_checkpointing:
             use_checkpointing(model.backbone)
-        loop = Loop(config, config.run, parts, folder, hooks, resume)
+        loop = Loop(config, config.run, parts, folder, hooks, resume, model_folders)
         if before is not None and not checkpoints(folder):
             loop.state.adopt(before)
         elif not checkpoints(folder):
@@ -225,7 +226,7 @@ def train(
 
         weights = folder / f"{config.name}.safetensors"
         if loop.is_main:
-            save_model(config, model, _averaged(loop), weights, loop.state.step, loop.samples)
+            save_model(config, model, _averaged(loop), weights, loop.state.step, loop.samples, loop.origins)
             if critic is not None:
                 save_weights(critic_path(weights), critic.trainable_state(), {"architecture": "critic_heads", "options": {}})
         loop.finish()
@@ -301,10 +302,18 @@ def _report(
     if loop.is_due(config.run.export_every):
         step = loop.state.step + 1
         path = loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors"
-        save_model(config, model, part, path, step, loop.samples + loop.samples_per_step)
+        save_model(config, model, part, path, step, loop.samples + loop.samples_per_step, loop.origins)
 
 
-def save_model(config: OneStepDistillConfig, model: OneStepModel, part: TrainedPart, path: Path, step: int, samples: int) -> Path:
+def save_model(
+    config: OneStepDistillConfig,
+    model: OneStepModel,
+    part: TrainedPart,
+    path: Path,
+    step: int,
+    samples: int,
+    origins: Mapping[str, str],
+) -> Path:
     """Write what was trained with everything needed to use it and to know what it is; see `train.one_step_files.save_result`."""
     info = {
         "name": config.name,
@@ -314,6 +323,7 @@ def save_model(config: OneStepDistillConfig, model: OneStepModel, part: TrainedP
         "step": step,
         "samples": samples,
         "config": to_mapping(config),
+        ORIGINS: dict(origins),
     }
     return save_result(model, config.model, part, path, info)
 

@@ -15,7 +15,7 @@ Assumed: one GPU holds the frozen network once; text was encoded when candidates
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -35,6 +35,7 @@ from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult, autocast_for
 from ..multi_step import POLICY, AdapterConfig, Autocast, MultiStepModelConfig
 from ..one_step import DTYPES
 from ..one_step_files import showing
+from ..origins import ORIGINS
 from ..policy import Policy, build_policy, check_policy, save_policy
 from ..preference_sampling import as_sampled, before_and_after, check_candidates, check_latents, tell_as_sampled
 from ..preference_step import PairState, errors, figures, labels, pair_state
@@ -154,7 +155,7 @@ def train(
             known = _precomputed(config, folder, policy, data, tell, hooks)
             policy.forget_reference()
         parts = {PART: Trained(policy.part, config.optimizer, config.schedule)}
-        loop = Loop(config, config.run, parts, folder, hooks, resume)
+        loop = Loop(config, config.run, parts, folder, hooks, resume, model_folders)
         loop.state.extra[FINGERPRINT] = data.fingerprint
         sampled, drawn = as_sampled(policy.backbone, settings, loop)
         probe = Probe(config.guard, drawn, data.store, data.held_out, tell, loop.device) if config.guard.pictures else None
@@ -191,7 +192,7 @@ def train(
         weights = folder / f"{config.name}.safetensors"
         if loop.is_main:
             with showing(policy.part, loop.averaged(PART)):
-                facts = _info(config, loop.state.step, data) | {"stopped": guard.stopped, "best_step": best}
+                facts = _info(config, loop.state.step, data, loop.origins) | {"stopped": guard.stopped, "best_step": best}
                 save_policy(policy, weights, facts, config.model.save_dtype)
         loop.finish()
         return TrainResult(folder, weights, folder / "curve.png", tuple(loop.logs), loop.state.step)
@@ -299,15 +300,18 @@ def _report(
         if loop.is_due(config.run.preview_every):
             loop.show(before_and_after(sampled, data, drawn, tell, loop.device))
         if loop.is_due(config.run.export_every):
-            save_policy(policy, loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors", _info(config, step, data))
+            save_policy(
+                policy, loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors", _info(config, step, data, loop.origins)
+            )
 
 
-def _info(config: PerceptualDpoConfig, step: int, data: PreferenceData) -> dict[str, Any]:
+def _info(config: PerceptualDpoConfig, step: int, data: PreferenceData, origins: Mapping[str, str]) -> dict[str, Any]:
     return {
         "name": config.name,
         "scale": config.model.scale,
         "licence": config.licence,
         "step": step,
         FINGERPRINT: data.fingerprint,
+        ORIGINS: dict(origins),
         "config": to_mapping(config),
     }

@@ -11,7 +11,7 @@ discriminators; a generator every n-th step and after a number of steps of D alo
 autocast, EMA, resume. Assumed: RGB; square patches, of the discriminator's size where it has one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,7 +169,7 @@ def train(
         if config.run.channels_last:
             for part in parts.values():
                 part.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        loop = Loop(config, config.run, parts, folder, hooks, resume)
+        loop = Loop(config, config.run, parts, folder, hooks, resume, model_folders)
         _check_batch(config, loop)
         losses = LossStack(
             config.losses, loop.device, scale=config.model.scale, folders=model_folders, channels_last=config.run.channels_last
@@ -199,7 +199,7 @@ def train(
 
         weights = folder / f"{config.name}.safetensors"
         if loop.is_main:
-            save_model(config, backbone, loop.averaged("generator"), weights, loop.state.step)
+            save_model(config, backbone, loop.averaged("generator"), weights, loop.state.step, loop.origins)
         loop.finish()
         return TrainResult(folder, weights, folder / "curve.png", tuple(loop.logs), loop.state.step)
 
@@ -264,7 +264,9 @@ def _report(loop: Loop, backbone: NetworkBackbone, config: PerceptualGanConfig, 
         loop.show(samples(average, data, loop.device, backbone.spec.size_multiple))
     if loop.is_due(config.run.export_every):
         step = loop.state.step + 1
-        save_model(config, backbone, average, loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors", step)
+        save_model(
+            config, backbone, average, loop.folder / "exports" / f"{config.name}-{step:08d}.safetensors", step, loop.origins
+        )
 
 
 def validate(
@@ -297,10 +299,12 @@ def samples(network: nn.Module, data: PairData, device: torch.device, multiple: 
     return strip({"input": lq, "result": sr, "ground truth": gt})
 
 
-def save_model(config: PerceptualGanConfig, backbone: NetworkBackbone, network: nn.Module, path: Path, step: int) -> Path:
+def save_model(
+    config: PerceptualGanConfig, backbone: NetworkBackbone, network: nn.Module, path: Path, step: int, origins: Mapping[str, str]
+) -> Path:
     """Write a weight file with everything needed to load it and to know what it is."""
     header = {"backbone": "network", "architecture": backbone.architecture, "options": dict(backbone.options)}
-    return save_network(path, network, config, step, header)
+    return save_network(path, network, config, step, header, origins)
 
 
 __all__ = ["DiscriminatorConfig", "GeneratorConfig", "PerceptualGanConfig", "build_model", "save_model", "train", "validate"]

@@ -55,6 +55,7 @@ from ..multi_step_validation import SamplingConfig, preview, sampled, validate
 from ..negatives import AdversaryConfig, Batch, check_adversary, gap_weights, make_negative
 from ..one_step import use_checkpointing
 from ..one_step_files import showing
+from ..origins import ORIGINS
 from ..session import open_pairs, training
 from ..validation import SMALLEST_HELD_OUT_PX, sample_pair
 
@@ -165,7 +166,7 @@ def train(
         if config.adversary.mode == "energy":
             spec, weights = config.adversary, nn.ParameterList(trainee.stack.parameters(ADVERSARY))
             parts[ADVERSARY] = Trained(weights, spec.optimizer, spec.schedule, is_averaged=False)
-        loop = Loop(config, config.run, parts, folder, hooks, resume)
+        loop = Loop(config, config.run, parts, folder, hooks, resume, model_folders)
         trainee.to(loop.device)
         model = Autocast(trainee.backbone, loop.autocast, config.model.latent_cache)
         told = one_prompt(config.model, trainee.backbone, folder, loop.device, model_folders)
@@ -308,7 +309,7 @@ def _report(
 def save_model(config: SobolevDPOConfig, trainee: Trainee, loop: Loop, path: Path, step: int) -> Path:
     """Write the policy, see `train.multi_step.save_trained`; in mode energy the adversary too, as `<stem>-adversary`."""
     info = {"name": config.name, "scale": config.model.scale, "licence": config.licence, "step": step}
-    described = {**info, "config": to_mapping(config)}
+    described = {**info, "config": to_mapping(config), ORIGINS: loop.origins}
     if config.adversary.mode == "energy":
         named = trainee.stack.adapter(ADVERSARY, **{**described, **trainee.facts})
         from ...core.lora_files import save_adapter
