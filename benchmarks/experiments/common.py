@@ -12,6 +12,7 @@ from torch import Tensor
 from alignsr.core.image_files import list_images, read_image
 from alignsr.core.images import crop_to_multiple, to_rgb
 from alignsr.train.loop import SilentHooks
+from alignsr.train.origins import learned_from
 from alignsr.train.recipes import load_config
 from alignsr.train.session import finished_weights
 
@@ -33,10 +34,10 @@ def trained(toml: Path, sets: Sequence[str], folder: Path) -> Path:
     """Weights of one training in `folder`: found again if it is finished, gone on with if it was interrupted.
 
     Raises:
-        WeightsError: the folder holds a training of another config; the message names the keys.
+        WeightsError: the folder holds a training of another config, or from other weights; the message names the keys.
     """
     recipe, config = load_config(toml, sets)
-    weights = finished_weights(folder, config)
+    weights = finished_weights(folder, config, learned_from(config))
     return weights or recipe.train(config, folder, Progress(config.name), resume=True).weights
 
 
