@@ -203,6 +203,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axis.axvline(0, color="0.6", lw=1, ls="--")
         better = "right" if name in UP else "left"
         axis.set_title(f"{FIGURES[name]}, change ({better} is better)", fontsize=9)
+        axis.locator_params(axis="x", nbins=4)
         axis.grid(alpha=0.25)
     axes[0].set_yticks(range(len(methods)), methods, fontsize=8)
     axes[0].invert_yaxis()
