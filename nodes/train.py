@@ -31,20 +31,24 @@ class NodeHooks:
         self.host, self.title = host, title
         self.bar: Any = None
         self.scale: Any = None  # of a validation, in the bar's place while it lasts
+        self.looked = -1  # pictures of it that are done
         self.frame: Image.Image | None = None
         self.stop: BaseException | None = None  # the host's interruption, kept until the loop has saved its state
 
     def progress(self, step: int, total: int, logs: Mapping[str, float]) -> None:
         self.bar = self.bar or self.host.progress(total, f"training {self.title}")
-        frame, self.frame = self.frame, None
+        frame, self.frame, self.looked = self.frame, None, -1
         self.bar.update(step, preview=frame)
 
     def preview(self, image: Image.Image) -> None:
         self.frame = image
 
     def validating(self, done: int, total: int) -> None:
+        if done == self.looked:  # another tile of the same picture
+            return
         if done == 0 or self.scale is None:
             self.scale = self.host.progress(total, f"validating {self.title}")
+        self.looked = done
         try:
             self.scale.update(done)
         except self.host.interrupt_types as stop:

@@ -67,9 +67,10 @@ class Job:
     def of_type(self, kind: str) -> list[dict[str, Any]]:
         return [message["data"] for message in self.messages if message["type"] == kind]
 
-    def progress(self, node_id: str) -> list[int]:
-        """The values of a node's bar, in the order in which they came."""
-        return [data["value"] for data in self.of_type("progress") if data["node"] == node_id]
+    def progress(self, node_id: str, total: int = 0) -> list[int]:
+        """The values of a node's bar, in the order in which they came; of the bar of that total alone, if given."""
+        told = [data for data in self.of_type("progress") if data["node"] == node_id]
+        return [data["value"] for data in told if data["max"] == total or not total]
 
     def progress_after(self, moment: float) -> int:
         """How many steps of a bar were reported after a moment."""

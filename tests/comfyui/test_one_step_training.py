@@ -75,8 +75,9 @@ def test_two_stages_survive_an_interruption_in_the_second(server: Server, tmp_pa
     first = server.run(prompt, stop, timeout_s=240)
     assert first.end == "execution_interrupted", first.why()
     assert stop.steps_afterwards(first) <= 1
-    assert first.progress(STAGE_1) == [1, 2], "stage 1 was finished"
-    reached = first.progress(STAGE_2)[-1]
+    assert first.progress(STAGE_1, 2) == [1, 2], "stage 1 was finished"
+    assert 0 in first.progress(STAGE_1, 1), "the validation of its one held-out picture showed no progress"
+    reached = first.progress(STAGE_2, STEPS)[-1]
     assert 5 <= reached < STEPS - 3
     shown = [preview.image for preview in first.previews if preview.node_id == STAGE_2]
     assert len(shown) >= 2, "no curve and samples while it ran"
@@ -85,8 +86,8 @@ def test_two_stages_survive_an_interruption_in_the_second(server: Server, tmp_pa
     second = server.run(prompt, timeout_s=240)
     assert second.end == "execution_success", second.why()
     assert STAGE_1 in second.cached
-    assert second.progress(STAGE_2)[0] in (reached + 1, reached + 2), "did not go on where it stood"
-    assert second.progress(STAGE_2)[-1] == STEPS
+    assert second.progress(STAGE_2, STEPS)[0] in (reached + 1, reached + 2), "did not go on where it stood"
+    assert second.progress(STAGE_2, STEPS)[-1] == STEPS
     assert logged_steps(second) == list(range(1, STEPS + 1))
 
     run_locally(json.loads(json.dumps(prompt)), server, tmp_path)

@@ -249,8 +249,8 @@ def test_a_validation_shows_how_far_it_is_and_hears_the_user(watched: Watcher) -
     host, told = watched.host, list[Any]()
     host._on_progress = lambda value, total, title, _: told.append((value, total, title))  # pyright: ignore[reportAttributeAccessIssue]
     hooks = NodeHooks(host, "one")
-    hooks.validating(0, 3)
-    hooks.validating(1, 3)
+    for picture_number in (0, 0, 1, 1):  # tiles
+        hooks.validating(picture_number, 3)
     assert told == [(0, 3, "validating one"), (1, 3, "validating one")] and not hooks.should_stop()
     host.cancel()
     hooks.validating(2, 3)
