@@ -24,7 +24,8 @@ RELEASED: dict[str, dict[str, Any]] = {
 FORMATS = ("alignsr", "comfyui", "diffusers")
 _PEFT = "base_model.model."  # so the released files name their layers
 _PREFIXES = (_PEFT, "transformer.", "unet.")
-_DIFFUSERS_NOTE = "lora_adapter_metadata"  # where diffusers looks for alpha, which its key names have no place for
+PEFT_NOTE = "adapter_config.json"
+DIFFUSERS_NOTE = "lora_adapter_metadata"  # where diffusers looks for alpha, which its key names have no place for
 _ONLY_FLUX1 = (  # FLUX.2's blocks share one modulation, and its single blocks one layer for q, k, v and the feed-forward part
     "*.norm.linear", "*.norm1.linear", "*.norm1_context.linear", "single_transformer_blocks.*.attn.to_[qkv]", "*.proj_mlp",
     "single_transformer_blocks.*.proj_out", "*.ff.net.*", "*.ff_context.net.*",
@@ -149,11 +150,11 @@ def _diffusers_note(file: Path) -> dict[str, Any]:
     Raises:
         WeightsError: a note that cannot be read, or one that asks for another scale than alpha / rank.
     """
-    text = read_notes(file).get(_DIFFUSERS_NOTE, "{}")
+    text = read_notes(file).get(DIFFUSERS_NOTE, "{}")
     try:
         everything: dict[str, Any] = dict(json.loads(text))
     except (ValueError, TypeError) as error:
-        raise WeightsError(f"{file}: expected a JSON object in {_DIFFUSERS_NOTE}, got {text[:60]!r}; get it again") from error
+        raise WeightsError(f"{file}: expected a JSON object in {DIFFUSERS_NOTE}, got {text[:60]!r}; get it again") from error
     split = [(*key.partition(".")[::2], value) for key, value in everything.items()]
     return _checked_note({key: value for prefix, key, value in split if prefix in ("transformer", "unet")}, file)
 
@@ -164,7 +165,7 @@ def _peft_note(file: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         WeightsError: one that cannot be read, or that is another adapter's.
     """
-    place = file.with_name("adapter_config.json")
+    place = file.with_name(PEFT_NOTE)
     if not place.is_file():
         return {}
     try:
@@ -336,7 +337,7 @@ def export_for_diffusers(path: str | Path, adapter: Adapter, dtype: torch.dtype 
     config = {"r": adapter.rank, "lora_alpha": adapter.scale * adapter.rank, "target_modules": layers}
     note = json.dumps({f"{prefix}.{key}": value for key, value in config.items()}, sort_keys=True)
     info: dict[str, Any] = {**adapter.info, "architecture": "lora", "layout": "diffusers", "options": {}}
-    return save_weights(path, tensors, info, {_DIFFUSERS_NOTE: note})
+    return save_weights(path, tensors, info, {DIFFUSERS_NOTE: note})
 
 
 def write_adapter(path: str | Path, adapter: Adapter, file_format: str = "alignsr", dtype: torch.dtype | None = None) -> Path:

@@ -1,5 +1,6 @@
 """Train SR Network: a recipe inside a workflow, with a live curve; interrupted runs go on, finished ones are found again."""
 
+import itertools
 import json
 import logging
 import math
@@ -13,7 +14,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from .common import SR_MODEL, to_image
+from .common import SR_MODEL, file_stamp, to_image
 from .folder import find_folder
 from .host import Host, get_host
 from .models import LoadedModel, load_model
@@ -133,21 +134,19 @@ def check_name(name: str, out_name: str) -> None:
 
 
 def run_folder(root: Path, config: Any, resume: bool, learned_from: Mapping[str, Any] | None = None) -> Path:
-    """`<name>-<hash of the config>`; without resume the first of -2, -3, ... that is not there yet.
+    """`<name>-<hash of the config>`, or the first of -2, -3, ... that is not there yet or, with resume, is of the same contents.
 
-    What the config names by a path alone comes before the hash, see `finished_weights`: each content has a folder of its own.
+    Contents are what the config names by a path alone, see `finished_weights`: of preference pairs, 8 digits come before the
+    hash; those of weights are told by the run's files.
     """
     from ..train.config import config_hash
-    from ..train.origins import short
+    from ..train.origins import ORIGINS, differing, recorded
 
-    contents = "".join(f"-{short(value)}" for value in (learned_from or {}).values())
-    folder = root / f"{config.name}{contents}-{config_hash(config)}"
-    count = 2
-    fresh = folder
-    while not resume and fresh.exists():
-        fresh = folder.with_name(f"{folder.name}-{count}")
-        count += 1
-    return fresh
+    contents = dict(learned_from or {})
+    now = contents.pop(ORIGINS, {})
+    folder = root / "-".join([config.name, *(value[:8] for value in contents.values()), config_hash(config)])
+    places = itertools.chain([folder], (folder.with_name(f"{folder.name}-{count}") for count in itertools.count(2)))
+    return next(place for place in places if not place.exists() or (resume and not differing(recorded(place, config.name), now)))
 
 
 def _with_cache_inside(config: Any, root: Path) -> Any:
@@ -328,7 +327,44 @@ def widgets(default: str, published: str) -> dict[str, Any]:
     }
 
 
-class TrainSRNetwork:
+def stamps(place: Path) -> list[str]:
+    """Changes when a file, or a file directly inside a folder, is replaced."""
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    return [file_stamp(file) for file in files if file.is_file()]
+
+
+class TrainingNode:
+    """What the training nodes share: a file that their texts name by its path alone may be replaced while the server runs."""
+
+    @classmethod
+    def IS_CHANGED(  # noqa: N802
+        cls,
+        config: str | None,
+        overrides: str | None = "",
+        data_folder: str | None = "",
+        out_name: str | None = "",
+        start_from: str | None = "",
+        **_: Any,
+    ) -> str | float:
+        """Train again when a config, or weights that training starts from, were replaced; always where the config is linked.
+
+        A run that comes by a link changes with the node that gives it.
+        """
+        from ..train.config import ConfigError
+        from ..train.origins import origin_files
+
+        if config is None or overrides is None or data_folder is None or out_name is None:
+            return math.nan
+        tables = {"start_from": str(find_run(start_from.strip(), RUNS))} if start_from and start_from.strip() else {}
+        try:
+            values = read_values(config, overrides, data_folder, out_name, tables=tables)
+        except (ConfigError, OSError):  # running says it
+            return math.nan
+        places = origin_files(values, get_host().training_dirs()).values()
+        return json.dumps([values, [stamps(place) for place in places]], sort_keys=True, default=str)
+
+
+class TrainSRNetwork(TrainingNode):
     """Node AlignSRTrainSRNetwork."""
 
     CATEGORY = "AlignSR/training"

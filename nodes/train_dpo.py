@@ -6,7 +6,7 @@ from typing import Any
 from .candidates import RUNS as CANDIDATE_RUNS
 from .common import SR_MODEL
 from .lora import LORA
-from .train import EVERYTHING, OF_CONFIG, FinishedRun, find_run, number_of, run_recipe, widgets
+from .train import EVERYTHING, OF_CONFIG, FinishedRun, TrainingNode, find_run, number_of, run_recipe, stamps, widgets
 from .trained import read_trained, trained_multi_step, with_supervised
 
 TITLE = "Perceptual DPO Trainer"
@@ -14,7 +14,7 @@ PUBLISHED = "dp2o-sd2, dp2o-flux, dp2o-flux-lora for 24 GB, dp2o-pixel"
 FROM_CONFIG = "from config"
 
 
-class PerceptualDPOTrainer:
+class PerceptualDPOTrainer(TrainingNode):
     """Node AlignSRPerceptualDPOTrainer."""
 
     CATEGORY = "AlignSR/training"
@@ -84,6 +84,15 @@ class PerceptualDPOTrainer:
                 ),
             },
         }
+
+    @classmethod
+    def IS_CHANGED(cls, config: str | None, preferences: str | None = "", **texts: Any) -> str | float:  # noqa: N802
+        """Also when pairs, named by their path, were curated anew."""
+        known = super().IS_CHANGED(config, **texts)
+        if isinstance(known, float) or not preferences or not preferences.strip():
+            return known
+        pairs = find_run(preferences.strip(), CANDIDATE_RUNS)
+        return f"{known} {stamps(pairs) if pairs.exists() else ''}"
 
     def train(
         self,

@@ -12,7 +12,7 @@ from ..core.lora import Adapter
 from .common import SR_MODEL, input_names, to_image
 from .folder import find_folder
 from .lora import LORA
-from .train import EVERYTHING, FinishedRun, read_values, run_recipe, widgets
+from .train import EVERYTHING, FinishedRun, TrainingNode, read_values, run_recipe, widgets
 from .trained import file_of, read_trained, trained_multi_step, with_supervised
 
 ARTEFACTS = "ALIGNSR_ARTEFACTS"  # socket type; the value is the keys of [artefacts] that the node sets
@@ -22,7 +22,7 @@ ADVERSARIES = "asasr-adversary-flux, asasr-adversary-sdxl, asasr-adversary-sd15,
 SHOWN, PANEL_PX = 4, 256  # pictures on a sheet, and the side of each
 
 
-class SFTTrainer:
+class SFTTrainer(TrainingNode):
     """Node AlignSRSFTTrainer."""
 
     CATEGORY = "AlignSR/training"
@@ -78,7 +78,7 @@ class SFTTrainer:
         return _answer(run, adapter, adapter)
 
 
-class AdversaryTrainer:
+class AdversaryTrainer(TrainingNode):
     """Node AlignSRAdversaryTrainer."""
 
     CATEGORY = "AlignSR/training"

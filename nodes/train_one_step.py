@@ -14,7 +14,7 @@ from .lora import LORA, check_adapter
 from .losses import LOSS, Chain, as_losses
 from .models import LoadedModel, load_model
 from .one_step import TINY, OneStepModel, Request
-from .train import EVERYTHING, RUNS, FinishedRun, find_run, run_recipe, widgets
+from .train import EVERYTHING, RUNS, FinishedRun, TrainingNode, find_run, run_recipe, widgets
 from .trained import file_of
 
 LOGGER = logging.getLogger("alignsr")
@@ -22,7 +22,7 @@ TITLE = "One-Step Trainer"
 PUBLISHED = "strsr-flux2-klein-stage1, strsr-flux2-klein-stage2, strsr-z-image-stage1, strsr-z-image-stage2, strsr-pixel-stage1"
 
 
-class OneStepTrainer:
+class OneStepTrainer(TrainingNode):
     """Node AlignSROneStepTrainer."""
 
     CATEGORY = "AlignSR/training"

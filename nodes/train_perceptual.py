@@ -7,10 +7,10 @@ from .autoencoder import load as load_autoencoder
 from .common import SR_MODEL
 from .losses import LOSS, Chain, as_losses
 from .models import LoadedModel, load_model
-from .train import run_recipe, widgets
+from .train import TrainingNode, run_recipe, widgets
 
 
-class TrainAutoEncoder:
+class TrainAutoEncoder(TrainingNode):
     """Node AlignSRTrainAutoEncoder."""
 
     CATEGORY = "AlignSR/training"
@@ -41,7 +41,7 @@ class TrainAutoEncoder:
         return run.answer(str(run.weights), load_autoencoder(run.weights), run.curve, run.log, run.losses)
 
 
-class TrainPerceptualSR:
+class TrainPerceptualSR(TrainingNode):
     """Node AlignSRTrainPerceptualSR."""
 
     CATEGORY = "AlignSR/training"

@@ -5,7 +5,7 @@ from typing import Any
 from ..core.lora import Adapter
 from .common import SR_MODEL
 from .lora import LORA
-from .train import EVERYTHING, OF_CONFIG, number_of, run_recipe, widgets
+from .train import EVERYTHING, OF_CONFIG, TrainingNode, number_of, run_recipe, widgets
 from .trained import file_of, read_trained, trained_multi_step, with_supervised
 
 TITLE = "Sobolev DPO Trainer"
@@ -13,7 +13,7 @@ PUBLISHED = "asasr-flux, asasr-sdxl, asasr-sd15, asasr-pixel, asasr-ablation-euc
 USUAL = "the paper's are 1.5 and 2000"
 
 
-class SobolevDPOTrainer:
+class SobolevDPOTrainer(TrainingNode):
     """Node AlignSRSobolevDPOTrainer."""
 
     CATEGORY = "AlignSR/training"

@@ -22,7 +22,7 @@ from .config import OptimizerConfig, RunConfig, ScheduleConfig, accepted_hashes,
 from .data import sample_seed
 from .hooks import Hooks, SilentHooks, TrainResult
 from .optimize import learning_rate, make_average, make_optimizer
-from .origins import ORIGINS, origins, require_same
+from .origins import ORIGINS, origins, require_same, value_of
 from .prefetch import Prefetch, Samples
 from .processes import average_gradients, averaged_over_processes, first_index, make_accelerator, share_state
 from .state import TrainState, checkpoints
@@ -140,7 +140,7 @@ class Loop:
             if self.scaler.is_enabled():
                 self.scaler.load_state_dict(self.state.extra["scaler"])
             self._check_samples(found[-1])
-            require_same(folder, self.state.extra.get(ORIGINS), self.origins)
+            require_same(folder, self.state.extra.get(ORIGINS), self.origins, value_of(to_mapping(config), "start_from"))
             self.logs = [entry for entry in self._read_logs() if entry["step"] <= self.state.step]
         self.state.extra[ORIGINS] = self.origins
         self._elapsed = float(self.state.extra.get("seconds", 0.0))

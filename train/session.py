@@ -12,7 +12,7 @@ from torch import nn
 from ..core.weights import WeightsError, read_info, save_weights
 from .config import ConfigError, config_hash, from_mapping, to_mapping
 from .data import PairData
-from .origins import ORIGINS
+from .origins import ORIGINS, differing
 from .state import keep_global_randomness
 
 LOGGER = logging.getLogger("alignsr")
@@ -72,6 +72,7 @@ def finished_weights(folder: Path, config: Any, learned_from: Mapping[str, Any] 
         folder: run folder.
         config: of the run.
         learned_from: entries that the file's header must have: what the config says by a path alone, whose content may change.
+            Of its `origins` those count that both know, see `origins.differing`; one that is gone since is told aloud.
     """
     path = folder / f"{config.name}.safetensors"
     if not path.is_file():
@@ -82,5 +83,13 @@ def finished_weights(folder: Path, config: Any, learned_from: Mapping[str, Any] 
     except (WeightsError, ConfigError) as error:
         LOGGER.warning("%s; training again from the last checkpoint", error)
         return None
-    is_same = is_same and all(info.get(key) == value for key, value in (learned_from or {}).items())
-    return path if is_same and info.get("step") == config.run.steps else None
+    began, wanted = info.get(ORIGINS), {ORIGINS: {}, **(learned_from or {})}
+    now = wanted.pop(ORIGINS)
+    is_same = is_same and not differing(began, now) and all(info.get(key) == value for key, value in wanted.items())
+    if not is_same or info.get("step") != config.run.steps:
+        return None
+    if learned_from is not None and (gone := sorted(set(began or {}) - set(now))):
+        LOGGER.warning(
+            "%s: what it was trained from is not there any more (%s); the finished run is taken", path, ", ".join(gone)
+        )
+    return path

@@ -83,8 +83,11 @@ def test_pairs_curated_anew_in_the_same_file_are_trained_on_anew(host: Any) -> N
     one = CuratePreferences().curate(run, picks=1)[0]
     before = trainer.train("tiny-dp2o-pixel", one, QUIET, "curated")["result"]
     kept = Path(before[0]).read_bytes()
+    asked = PerceptualDPOTrainer.IS_CHANGED("tiny-dp2o-pixel", one, overrides=QUIET, out_name="curated")
+    assert asked == PerceptualDPOTrainer.IS_CHANGED("tiny-dp2o-pixel", one, overrides=QUIET, out_name="curated")
     two = CuratePreferences().curate(run, picks=2)[0]
     assert two == one, "the table lies where it lay"
+    assert asked != PerceptualDPOTrainer.IS_CHANGED("tiny-dp2o-pixel", one, overrides=QUIET, out_name="curated")
     after = trainer.train("tiny-dp2o-pixel", two, QUIET, "curated")["result"]
     assert after[0] != before[0] and Path(after[0]).read_bytes() != kept == Path(before[0]).read_bytes()
     assert read_info(Path(after[0]))["preferences"] != read_info(Path(before[0]))["preferences"]

@@ -31,6 +31,7 @@ from alignsr.train.config import ConfigError, from_mapping
 from alignsr.train.losses import LossesConfig
 from alignsr.train.recipes import load_config
 from alignsr.train.recipes import one_step_distill as recipe
+from alignsr.train.state import checkpoints
 
 QUIET = "run.validate_every=0\nrun.preview_every=0\ndata.holdout=0\ndata.gt_patch_px=64\ndata.workers=0\ndata.pair_pool=0"
 SHORT = f"run.steps=2\noptimizer.learning_rate=1e-3\n{QUIET}"
@@ -243,6 +244,53 @@ def test_another_adapter_under_the_same_path_is_another_run(host: Any, tmp_path:
                 shutil.copy(file, Path(first) / file.name)
         stages.append(train(name="second", start_from=first)[7])
     assert stages[0] != stages[1]
+
+
+def test_finished_runs_of_older_versions_and_of_files_that_are_gone_are_found(
+    host: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    first = Path(train(name="first")[7])
+    done = [Path(train(name="second", start_from=str(first))[index]) for index in (0, 7)]
+    for file in (done[0], *checkpoints(done[1])):  # as a version wrote them that did not say what runs began with
+        info = read_info(file)
+        info.pop("origins", None)
+        info.get("extra", {}).pop("origins", None)
+        save_weights(file, load_state_dict(file), info)
+    assert train(name="second", start_from=str(first))[0] == str(done[0]) and "found the finished run" in caplog.text
+    third = train(name="third", start_from=str(first))[0]
+    for file in checkpoints(first):
+        file.unlink()
+    caplog.clear()
+    assert train(name="third", start_from=str(first))[0] == third
+    assert "is not there any more (start_from)" in caplog.text
+
+
+def test_a_replaced_file_is_seen_while_the_server_runs(host: Any, tmp_path: Path) -> None:
+    """ComfyUI asks IS_CHANGED before it takes a node's result from its cache; links arrive as None."""
+    start = save_adapter(tmp_path / "start.safetensors", one_step_adapter("flux2_klein"))
+    config = tmp_path / "mine.toml"
+    config.write_text(f'recipe = "one_step_distill"\n[model]\ninit = "{start.as_posix()}"\n')
+    first = Path(train(name="first")[7])
+    asked = [
+        lambda: OneStepTrainer.IS_CHANGED(str(config), SHORT),
+        lambda: OneStepTrainer.IS_CHANGED(FLUX, start_from=first.name),
+    ]
+    before = [ask() for ask in asked]
+    assert [ask() for ask in asked] == before
+    save_weights(start, load_state_dict(start), {**read_info(start), "alpha": 1.0})
+    newest = checkpoints(first)[-1]
+    shutil.copy(newest, newest.with_name(newest.name.replace("2.", "3.")))
+    after = [ask() for ask in asked]
+    assert not set(after) & set(before)
+    config.write_text(config.read_text() + "[lora]\nrank = 8\n")
+    assert asked[0]() not in (before[0], after[0])
+    for never in (
+        OneStepTrainer.IS_CHANGED(None),
+        OneStepTrainer.IS_CHANGED("no-such-config"),
+        OneStepTrainer.IS_CHANGED(FLUX, None),
+    ):
+        assert never != never, "NaN: runs, and says what is wrong"
 
 
 def test_a_validation_shows_how_far_it_is_and_hears_the_user(watched: Watcher) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import torch
 from strsr_helpers import one_step_adapter, projector_for
 from train_helpers import make_pictures, tiny
 
-from alignsr.core.lora_files import save_adapter
+from alignsr.core.lora_files import DIFFUSERS_NOTE, PEFT_NOTE, save_adapter
 from alignsr.core.weights import WeightsError, load_state_dict, read_info, save_weights
-from alignsr.train.origins import fingerprint, learned_from, origins
-from alignsr.train.recipes import RECIPES
+from alignsr.train.config import published, to_mapping
+from alignsr.train.origins import KEYS, NETWORKS, differing, fingerprint, learned_from, origins
+from alignsr.train.recipes import RECIPES, load_config
 from alignsr.train.recipes import one_step_distill as one_step
 from alignsr.train.session import finished_weights
 from alignsr.train.state import checkpoints
@@ -100,6 +102,81 @@ def test_stage_2_notices_another_stage_1_in_the_same_folder(pictures: Path, tmp_
     (state,) = checkpoints(tmp_path / "one")
     given = {"start_from": (tmp_path / "one").as_posix(), "discriminator__init": "nobody reads it"}
     check(tiny(FLUX, pictures, **LIGHT, **given), "start_from", state, tmp_path / "two")
+
+
+def test_a_stage_1_that_has_gone_on_since_holds_what_stage_2_began_with(pictures: Path, tmp_path: Path) -> None:
+    train(tiny(FLUX, pictures, **LIGHT), tmp_path / "one")
+    config = tiny(FLUX, pictures, **LIGHT, start_from=(tmp_path / "one").as_posix())
+    weights = train(config, tmp_path / "two")
+    (state,) = checkpoints(tmp_path / "one")
+    newer = state.with_name(state.name.replace("1", "9"))
+    shutil.copy(state, newer)
+    replaced(newer)
+    assert train(config, tmp_path / "two", resume=True) == weights
+    state.unlink()
+    with pytest.raises(WeightsError, match=r"start_from: expected the content that the run in .* began with"):
+        train(config, tmp_path / "two", resume=True)
+
+
+def test_settings_of_stage_1_matter_where_stage_2_begins(pictures: Path, tmp_path: Path) -> None:
+    """A run that has begun has weights of its own; keys of other versions say nothing of the convention."""
+    train(tiny(FLUX, pictures, **LIGHT), tmp_path / "one")
+    path = tmp_path / "one" / "config.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({**told, "of_another_version": 1, "model": {**told["model"], "also": 2}}))
+    config = tiny(FLUX, pictures, **LIGHT, start_from=(tmp_path / "one").as_posix())
+    weights = train(config, tmp_path / "two")
+    path.write_text(json.dumps({**told, "lora": {**told["lora"], "alpha": 16.0}}))
+    assert train(config, tmp_path / "two", resume=True) == weights
+    with pytest.raises(WeightsError, match=r"lora\.alpha is 16\.0 there and 4\.0 here"):
+        train(config, tmp_path / "three")
+
+
+def test_a_finished_run_needs_its_origin_no_more(pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    start = train(tiny("tiny-lite-x4", pictures, **QUIET), tmp_path / "one")
+    config = tiny("tiny-lite-x4", pictures, **QUIET, model__init=start.as_posix())
+    weights = train(config, tmp_path / "two")
+    start.unlink()
+    assert finished_weights(tmp_path / "two", config, learned_from(config)) == weights
+    assert "what it was trained from is not there any more (model.init)" in caplog.text
+
+
+def test_only_other_content_differs() -> None:
+    assert differing(None, {"a": "1"}) == [] == differing({"a": "1"}, {"a": "1"})
+    assert differing({"a": "1", "b": "2"}, {"a": "3", "b": "4"}) == ["a", "b"]
+    assert differing({}, {"a": "1"}) == [], "a key that the run did not know"
+    assert differing({"a": "1"}, {}) == [], "gone since"
+
+
+def test_every_key_is_one_of_a_recipe() -> None:
+    """A field that is renamed would be compared no more."""
+    configs = [to_mapping(load_config(name)[1]) for name in published() if name.startswith("tiny-")]
+
+    def has(values: Any, parts: list[str]) -> bool:
+        return not parts or (isinstance(values, dict) and parts[0] in values and has(values[parts[0]], parts[1:]))
+
+    keys = [*KEYS, *(f"{key}.{more}" for key in NETWORKS for more in ("kind", "weights")), "model.source", "start_from"]
+    assert [key for key in keys if not any(has(config, key.split(".")) for config in configs)] == []
+
+
+def test_headers_of_older_versions_and_alphas_of_other_programs(tmp_path: Path) -> None:
+    state = {"transformer.a.lora_A.weight": torch.zeros(1, 2)}
+    info = {"backbone": "flux2_klein", "alpha": 4.0}
+    plain = save_weights(tmp_path / "plain.safetensors", state, info)
+    written = save_weights(tmp_path / "written.safetensors", state, {**info, "origins": {}, "step": 3, "licence": "x"})
+    assert fingerprint(plain) == fingerprint(written)
+    noted = [
+        save_weights(
+            tmp_path / f"{alpha}.safetensors", state, info, {DIFFUSERS_NOTE: json.dumps({"transformer.lora_alpha": alpha})}
+        )
+        for alpha in (4, 16)
+    ]
+    assert len({fingerprint(path) for path in (plain, *noted)}) == 3
+    found = set[str]()
+    for alpha in (4, 16):
+        (tmp_path / PEFT_NOTE).write_text(json.dumps({"r": 1, "lora_alpha": alpha}))
+        found.add(fingerprint(plain))
+    assert len(found) == 2
 
 
 def test_the_same_training_again_is_the_same_origin(pictures: Path, tmp_path: Path) -> None:

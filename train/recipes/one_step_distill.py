@@ -167,7 +167,7 @@ def train(
     """
     folder, hooks = Path(folder), hooks or SilentHooks()
     before = find_checkpoint(config.start_from) if config.start_from else None
-    built = config if before is None else _as_begun(config, before, model_folders)
+    built = config if before is None else _as_begun(config, before, model_folders, is_new=not checkpoints(folder))
     with training(config.run.seed):
         model = build_model(built, model_folders)
         parts = {"generator": Trained(model.part, config.optimizer, config.schedule)}
@@ -251,14 +251,15 @@ def forward(
     return one_step(backbone, lq_up, conditioning=told(lq), generator=sample)
 
 
-def _as_begun(config: OneStepDistillConfig, before: Path, folders: Sequence[str | Path]) -> OneStepDistillConfig:
+def _as_begun(config: OneStepDistillConfig, before: Path, folders: Sequence[str | Path], *, is_new: bool) -> OneStepDistillConfig:
     """The config with the frozen weights of the run that is continued; what it trained comes from its checkpoint.
 
     Raises:
-        WeightsError: a run of another convention, see `check_convention`.
+        WeightsError: a new run, and one of another convention, see `check_convention`; a run that is resumed has its own weights.
     """
     init = first_init(before)
-    check_convention(config, before, init, folders)
+    if is_new:
+        check_convention(config, before, init, folders)
     return replace(config, model=replace(config.model, init=init), discriminator=replace(config.discriminator, init=""))
 
 
