@@ -254,10 +254,16 @@ def bundled_autoencoders() -> dict[str, Path]:
     return {path.stem: path for path in sorted((ASSETS / "autoencoders").glob("*.safetensors"))}
 
 
-def find_model(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
+def find_model(name: str | Path, folders: Iterable[str | Path] = (), *, what: str = "", hint: str = "") -> Path:
     """Find a weight file: a bundled name, an existing path, or a name (with or without suffix) in one of `folders`.
 
     A leading `models/`, as in the published configs, stands for any of the folders where no such path exists.
+
+    Args:
+        name: what to look for.
+        folders: model folders.
+        what: the file is, for messages: one of a kind that no bundled model is, so that these are not offered in its place.
+        hint: how to get it, for messages.
 
     Raises:
         MissingModelError: names what was looked for, where, and what would have been found, the most similar name first.
@@ -277,23 +283,23 @@ def find_model(name: str | Path, folders: Iterable[str | Path] = ()) -> Path:
                 return candidate
     if direct.is_dir():
         raise MissingModelError(f"model: expected a weight file, got the folder {direct}; pass the path of a file in it")
-    near = _similar_model(str(name), [*searched, direct.parent] if direct.parent != Path() else searched)
-    hint = f"did you mean {near!r}? Otherwise " if near else ""
+    near = _similar_model(str(name), [*searched, direct.parent] if direct.parent != Path() else searched, {} if what else bundled)
+    advice = (f"did you mean {near!r}? Otherwise " if near else "") + (f"{hint}, or " if hint else "")
     places = ", ".join(map(str, searched)) or "no model folder"
     ours = f"a bundled model ({', '.join(models) or 'none'}; auto-encoder: {', '.join(autoencoders) or 'none'})"
+    wanted = f"{what}, a path or a file in {places}" if what else f"a file path, {ours} or a file in {places}"
     raise MissingModelError(
-        f"model: expected a file path, {ours} or a file in {places}, "
-        f"found no {str(name)!r}; {hint}put the weight file there or pass its path"
+        f"model: expected {wanted}, found no {str(name)!r}; {advice}put the weight file there or pass its path"
     )
 
 
-def _similar_model(name: str, folders: Iterable[Path]) -> str:
+def _similar_model(name: str, folders: Iterable[Path], bundled: Iterable[str]) -> str:
     """The most similar name of a model that could be loaded, or an empty string; suffixes and case do not count."""
 
     def key(text: str) -> str:
         return next((text.removesuffix(suffix) for suffix in WEIGHT_SUFFIXES if text.endswith(suffix)), text).lower()
 
-    known = {key(model): model for model in bundled_models() | bundled_autoencoders()}
+    known = {key(model): model for model in bundled}
     for folder in folders:
         for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
             if path.suffix in WEIGHT_SUFFIXES:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..core.records import Conditioning
 from ..core.restore import MODES
-from ..core.weights import MissingModelError
 from .common import SR_MODEL, input_names, room_on, take
 from .host import get_host
 from .models import DEVICES, LoadedModel
@@ -136,11 +135,8 @@ def _vlm_folder(vlm_name: str) -> Path:
         return Path(TINY)
     host = get_host()
     places = [folder for key in VLM_KEYS for folder in host.model_dirs(key)]
-    try:
-        with input_names("vlm_name"):
-            return find_folder(VLM_FOLDER, None if vlm_name == AUTO else vlm_name, places)
-    except MissingModelError as error:
-        raise MissingModelError(f"{error}, or run `alignsr models download qwen3-vl`") from error
+    with input_names("vlm_name"):
+        return find_folder(VLM_FOLDER, None if vlm_name == AUTO else vlm_name, places)
 
 
 def _tiny_vlm(dtype: torch.dtype) -> Any:

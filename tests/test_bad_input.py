@@ -482,7 +482,19 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
     ),
     "no language model, train": (
         lambda p: p.one_step('conditioning.model=""'),
-        "expected a folder Qwen3-VL-4B-Instruct with config.json",
+        "get it with `alignsr models download qwen3-vl`, which puts it into text_encoders/Qwen3-VL-4B-Instruct",
+    ),
+    "no language model, train, the setting's key": (
+        lambda p: p.one_step('conditioning.model=""'),
+        "conditioning.model: vision-language model: expected a folder Qwen3-VL-4B-Instruct with config.json",
+    ),
+    "the download's name for the language model, train": (
+        lambda p: p.one_step('conditioning.model="qwen3-vl"'),
+        "the folder's name is Qwen3-VL-4B-Instruct",
+    ),
+    "no result of stage 1, train": (
+        lambda p: p.one_step('model.init="models/strsr-flux2-klein-stage1.safetensors"', stage=2),
+        "model.init: expected stage 1's result to start from, a path or a file in ",
     ),
     "no text encoder, train": (
         lambda p: p.one_step('conditioning.kind="text"', 'conditioning.model=""'),
@@ -490,7 +502,7 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
     ),
     "no critic, train": (
         lambda p: p.one_step('discriminator.features.weights=""'),
-        "found no 'open_clip_pytorch_model.bin'; put the weight file there or pass its path (the critic's backbone, https://",
+        "discriminator.features.weights: expected OpenCLIP's weights, the critic's backbone, a path or a file in ",
     ),
     "truncated critic, train": (
         lambda p: p.one_step(
@@ -510,11 +522,11 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
     ),
     "no LPIPS, train": (
         lambda p: p.one_step("losses.lpips.weight=3", 'losses.lpips.vgg="vgg16-397923af.pth"'),
-        "the weights of VGG16 on ImageNet: https://download.pytorch.org",
+        "losses.lpips.vgg: expected the weights of VGG16 on ImageNet, a path or a file in ",
     ),
     "no features for FDL, train": (
         lambda p: p.one_step('losses.fdl.features.weights=""', stage=2),
-        "the weights of VGG19 on ImageNet: https://download.pytorch.org",
+        "losses.fdl.features.weights: expected the weights of VGG19 on ImageNet, a path or a file in ",
     ),
     "adapter of the other backbone, train": (
         lambda p: started_from(p, "StrSR-zimage"),

@@ -162,6 +162,11 @@ def test_entries_are_those_that_nodes_name() -> None:
         name = PUBLISHED[kind].download
         assert HUB[name].folder in PUBLISHED[kind].folders and HUB[f"{name}-text"].folder in TEXT_STYLES[kind].folder.names
     assert HUB["qwen3-vl"].folder in VLM_FOLDER.names
+    for spec in (
+        VLM_FOLDER,
+        *(style.folder for style in TEXT_STYLES.values()),
+    ):  # what its message names is what the download does
+        assert (HUB[spec.download].key, HUB[spec.download].folder) == (spec.key, spec.names[0])
     assert all(HUB[name].folder == name and HUB[name].key in FOLDER_KEYS for name in RELEASED)
 
 

@@ -23,7 +23,7 @@ from ..core.conditioning.folders import find_folder
 from ..core.conditioning.tiny import tiny_text_model, tiny_vlm
 from ..core.conditioning.vlm import VLM_FOLDER
 from ..core.records import Conditioning
-from .config import ConfigError
+from .config import ConfigError, setting
 
 TINY = "tiny"
 
@@ -79,7 +79,8 @@ class TrainConditioner:
             if name == TINY:
                 load = partial(tiny_vlm, config.width)
             else:  # found here, read when the first pictures come
-                load = partial(load_vlm, find_folder(VLM_FOLDER, name, folders), (), dtype, device)
+                with setting("conditioning.model"):
+                    load = partial(load_vlm, find_folder(VLM_FOLDER, name, folders), (), dtype, device)
             self.encoder = VLMEncoder(load, device, config.keep, parity=config.is_parity, cache_size=config.cached_images)
 
     def __call__(self, lq: Tensor) -> Conditioning | None:
@@ -116,7 +117,8 @@ class TrainConditioner:
             else (lambda: load_text_model(style, name, folders, dtype, self.device))
         )
         encoder = TextEncoder(load, style, self.device, "nothing")
-        found = encoder.encode([as_prompt(config.prompt)])
+        with setting("conditioning.model"):
+            found = encoder.encode([as_prompt(config.prompt)])
         if found.embeddings.shape[-1] != width:
             raise ConfigError(
                 f"conditioning.model: expected tokens of width {width} as the backbone takes, got {found.embeddings.shape[-1]}; "

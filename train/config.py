@@ -5,12 +5,14 @@ import hashlib
 import json
 import tomllib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..core.checks import did_you_mean
+from ..core.weights import MissingModelError
 
 T = TypeVar("T")
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -21,6 +23,22 @@ _RUN_ONLY, _ADDED = "run_only", "added"
 
 class ConfigError(ValueError):
     """A config that cannot be used; the message names the key."""
+
+
+@contextmanager
+def setting(key: str) -> Generator[None]:
+    """Inside the block a model that is missing is put down to this key of the config, not to an argument of the core.
+
+    Raises:
+        MissingModelError: the block's, with the key in front.
+    """
+    try:
+        yield
+    except MissingModelError as error:
+        text = str(error)
+        if text.startswith(f"{key}:"):
+            raise
+        raise MissingModelError(f"{key}: {text.removeprefix('model: ')}") from error
 
 
 def run_only(default: Any) -> Any:

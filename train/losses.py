@@ -99,7 +99,7 @@ class LossStack:
             self.lpips = self._frozen(build_lpips(_on(config.lpips), searched), channels_last)
         if "fdl" in self.weights:
             options = _on(config.fdl)
-            maps = build_features(options.features, searched)
+            maps = build_features(options.features, searched, "losses.fdl.features.weights")
             drawn = make_projections(
                 maps.channels, options.projections, options.patch, generator=torch.Generator().manual_seed(options.seed)
             )

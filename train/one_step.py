@@ -19,12 +19,16 @@ from ..core.conditioning import TokenAdapter, load_adapter
 from ..core.lora_files import check_projector
 from ..core.records import Conditioning
 from ..core.weights import WeightsError, find_model, load_into, load_state_dict
-from .config import empty_table
+from .config import empty_table, setting
 from .start import KEYS, existing, named_adapter, named_source
 
 PIXEL_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 LATENTS = {"flux2_klein": "native", "z_image": "scaled", "pixel": ""}  # the base models' conventions
 UNTRAINED = ("tiny", "random")
+BEFORE = {  # what a missing `model.init` is, for messages
+    "what": "stage 1's result to start from",
+    "hint": "train stage 1 first and go on from its run folder with `--set start_from=RUN`",
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -144,7 +148,8 @@ def build_backbone(
     if config.backbone == "pixel":
         backbone = PixelBackbone({**config.options, **step}, name, licence)
         if config.init:
-            path = find_model(config.init, folders)
+            with setting("model.init"):
+                path = find_model(config.init, folders, **BEFORE)
             state = {key: tensor.float() for key, tensor in load_state_dict(path).items()}
             load_into(backbone.network, state, str(path))
         backbone.network.eval().requires_grad_(False)
@@ -217,7 +222,8 @@ def build_model(
     is_lora = lora_config.rank > 0
     start = None
     if is_lora and config.init and config.backbone != "pixel":
-        start = named_adapter(config.init, folders)
+        with setting("model.init"):
+            start = named_adapter(config.init, folders, **BEFORE)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0 if is_lora else seed)
         backbone = build_backbone(config, name, licence, folders, start)
@@ -228,10 +234,13 @@ def build_model(
         torch.manual_seed(seed)
         bridge = None if projector is None else TokenAdapter(projector[0], backbone.spec.conditioning_dim)
     if projector is not None and projector[1]:
-        bridge = load_adapter(find_model(projector[1], folders), backbone.spec.conditioning_dim).train().requires_grad_(True)
+        with setting("conditioning.init"):
+            found = find_model(projector[1], folders, what="a projector to start from")
+        bridge = load_adapter(found, backbone.spec.conditioning_dim).train().requires_grad_(True)
     if not is_lora:
         if config.init and config.backbone != "pixel":
-            _load_whole(whole, find_model(config.init, folders))
+            with setting("model.init"):
+                _load_whole(whole, find_model(config.init, folders, **BEFORE))
         return OneStepModel(backbone, network, TrainedPart(whole.requires_grad_(True), bridge), {})
     _, alpha, targets = adapter_shape(config, lora_config)
     generator = torch.Generator().manual_seed(seed)

@@ -11,6 +11,7 @@ from ..core.backbones.published import find_source
 from ..core.lora import Adapter
 from ..core.lora_files import read_adapter
 from ..core.weights import MissingModelError, WeightsError, find_model, read_info
+from .config import setting
 from .state import checkpoints
 
 LOGGER = logging.getLogger(__name__)
@@ -101,14 +102,20 @@ def named_source(
     return find_source(kind, dict.fromkeys(KEYS, tuple(folders)), folders, version=version, chosen=given)
 
 
-def named_adapter(name: str, folders: Sequence[str | Path]) -> Adapter:
+def named_adapter(name: str, folders: Sequence[str | Path], *, what: str = "an adapter", hint: str = "") -> Adapter:
     """An adapter by path, or by its name in the model folders: a file, or the folder of a released pair.
+
+    Args:
+        name: what the config says.
+        folders: model folders.
+        what: it is, for messages.
+        hint: how to get it, for messages.
 
     Raises:
         MissingModelError, WeightsError: see `read_adapter`.
     """
     place = existing(name, folders)
-    return read_adapter(place if place.is_dir() else find_model(name, folders))
+    return read_adapter(place if place.is_dir() else find_model(name, folders, what=what, hint=hint))
 
 
 def samples_before(init: str, folders: Sequence[str | Path] = ()) -> int:
@@ -122,7 +129,8 @@ def samples_before(init: str, folders: Sequence[str | Path] = ()) -> int:
     """
     if not init or existing(init, folders).is_dir():
         return 0
-    path = find_model(init, folders)
+    with setting("model.init"):
+        path = find_model(init, folders)
     info = read_info(path) if path.suffix == ".safetensors" else {}
     if "samples" not in info and "step" in info and "conditioning" in info:  # the second is in one-step training's headers alone
         LOGGER.warning(

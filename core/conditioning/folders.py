@@ -26,12 +26,22 @@ class FolderSpec:
         names: names of the folder, best first.
         files: needed files, each as alternatives, relative to the folder.
         source: where to get it.
+        download: what `alignsr models download` calls it; empty: it is fetched by hand.
+        key: which model folder it then lies in.
     """
 
     what: str
     names: tuple[str, ...]
     files: tuple[tuple[str, ...], ...]
     source: str
+    download: str = ""
+    key: str = "diffusers"
+
+    @property
+    def advice(self) -> str:
+        """How to get it, for the end of a message."""
+        command = f"`alignsr models download {self.download}`, which puts it into {self.key}/{self.names[0]}, or "
+        return f"get it {f'with {command}' if self.download else ''}from {self.source}"
 
 
 def find_folder(spec: FolderSpec, name: str | Path | None = None, folders: Iterable[str | Path] = ()) -> Path:
@@ -55,14 +65,17 @@ def find_folder(spec: FolderSpec, name: str | Path | None = None, folders: Itera
     found = next((path for path in candidates if path.is_dir()), None)
     if found is None:
         searched = ", ".join(map(str, places)) or "no folder"
+        alias = (
+            f"; {name!r} is what the download is called, the folder's name is {spec.names[0]}" if name == spec.download else ""
+        )
         raise MissingModelError(
             f"{spec.what}: expected a folder {' or '.join(names)} with {_listed(spec.files)}, searched {searched}; "
-            f"get it from {spec.source}"
+            f"{spec.advice}{alias}"
         )
     missing = [f"{found / ' or '.join(options)}" for options in spec.files if not any((found / one).is_file() for one in options)]
     missing += [str(found / shard) for options in spec.files for shard in _missing_shards(found, options)]
     if missing:
-        raise MissingModelError(f"{spec.what}: {found} lacks {', '.join(missing)}; get the whole folder again from {spec.source}")
+        raise MissingModelError(f"{spec.what}: {found} lacks {', '.join(missing)}; get the whole folder again: {spec.advice}")
     return found
 
 

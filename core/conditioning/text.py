@@ -38,10 +38,10 @@ class TextStyle:
     file: str = "qwen_3_4b.safetensors"
 
 
-def _folder(what: str, names: tuple[str, ...], source: str) -> FolderSpec:
+def _folder(what: str, names: tuple[str, ...], source: str, download: str) -> FolderSpec:
     weights = tuple(f"text_encoder/{name}" for name in WEIGHTS)
     tokenizer = tuple(tuple(f"tokenizer/{name}" for name in options) for options in TOKENIZER)
-    return FolderSpec(f"text encoder of {what}", names, (("text_encoder/config.json",), weights, *tokenizer), source)
+    return FolderSpec(f"text encoder of {what}", names, (("text_encoder/config.json",), weights, *tokenizer), source, download)
 
 
 TEXT_STYLES: Mapping[str, TextStyle] = MappingProxyType(
@@ -50,12 +50,12 @@ TEXT_STYLES: Mapping[str, TextStyle] = MappingProxyType(
             (9, 18, 27), False, False,
             _folder(
                 "FLUX.2 [klein] 4B", ("FLUX.2-klein-base-4B", "FLUX.2-klein-4B"),
-                "https://huggingface.co/black-forest-labs/FLUX.2-klein-base-4B",
+                "https://huggingface.co/black-forest-labs/FLUX.2-klein-base-4B", "flux2-klein-text",
             ),
         ),
         "z_image": TextStyle(
             (-2,), True, True,
-            _folder("Z-Image-Turbo", ("Z-Image-Turbo",), "https://huggingface.co/Tongyi-MAI/Z-Image-Turbo"),
+            _folder("Z-Image-Turbo", ("Z-Image-Turbo",), "https://huggingface.co/Tongyi-MAI/Z-Image-Turbo", "z-image-text"),
         ),
     }
 )  # fmt: skip

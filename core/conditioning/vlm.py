@@ -25,6 +25,8 @@ VLM_FOLDER = FolderSpec(
     ("Qwen3-VL-4B-Instruct",),
     (("config.json",), WEIGHTS, *TOKENIZER),
     "https://huggingface.co/Qwen/Qwen3-VL-4B-Instruct",
+    download="qwen3-vl",
+    key="text_encoders",
 )
 CACHED_IMAGES = 1024  # 68 x 2560 values of 16 bits each: 0.35 MB
 

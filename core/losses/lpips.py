@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_image
-from ..weights import MissingModelError, WeightsError, check_state, find_model, load_into, load_state_dict
+from ..weights import WeightsError, check_state, find_model, load_into, load_state_dict
 from .autoencoded import check_frozen
 from .precision import at_least_float32, check_pair, per_sample
 
@@ -119,8 +119,8 @@ def load_lpips(
         MissingModelError: not there; the message says where to get it. Nothing is ever downloaded.
         WeightsError: another network's file.
     """
-    backbone = load_state_dict(_find(vgg, folders, "the weights of VGG16 on ImageNet", VGG16_SOURCE))
-    path = _find(linear, folders, "the channel weights of LPIPS 0.1 for VGG16", LPIPS_SOURCE)
+    backbone = load_state_dict(find_vgg16(vgg, folders))
+    path = find_linear(linear, folders)
     network = LPIPSFeatures()
     state = {key: value for key, value in backbone.items() if not key.startswith("classifier.")}
     own = {key: value for key, value in network.state_dict().items() if key.startswith("features.")}
@@ -138,8 +138,19 @@ def load_lpips(
     return network.requires_grad_(False).eval()
 
 
-def _find(name: str | Path, folders: Iterable[str | Path], what: str, source: str) -> Path:
-    try:
-        return find_model(name, folders)
-    except MissingModelError as error:
-        raise MissingModelError(f"{error} ({what}: {source})") from error
+def find_vgg16(name: str | Path = VGG16_FILE, folders: Iterable[str | Path] = ()) -> Path:
+    """Where torchvision's weights of VGG16 lie.
+
+    Raises:
+        MissingModelError: not there; the message says where to get it.
+    """
+    return find_model(name, folders, what="the weights of VGG16 on ImageNet", hint=f"get them from {VGG16_SOURCE}")
+
+
+def find_linear(name: str | Path = LPIPS_FILE, folders: Iterable[str | Path] = ()) -> Path:
+    """Where LPIPS's weights of VGG16's channels lie.
+
+    Raises:
+        MissingModelError: not there; the message says where to get it.
+    """
+    return find_model(name, folders, what="the channel weights of LPIPS 0.1 for VGG16", hint=f"get them from {LPIPS_SOURCE}")

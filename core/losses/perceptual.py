@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_image, did_you_mean
-from ..weights import MissingModelError, find_model, load_into, load_state_dict
+from ..weights import find_model, load_into, load_state_dict
 from .autoencoded import check_frozen
 from .pixel import l1_loss
 from .precision import at_least_float32, check_pair
@@ -103,10 +103,7 @@ def find_vgg19(name: str | Path = VGG19_FILE, folders: Iterable[str | Path] = ()
     Raises:
         MissingModelError: not there; the message says where to get it.
     """
-    try:
-        return find_model(name, folders)
-    except MissingModelError as error:
-        raise MissingModelError(f"{error} (the weights of VGG19 on ImageNet: {VGG19_SOURCE})") from error
+    return find_model(name, folders, what="the weights of VGG19 on ImageNet", hint=f"get them from {VGG19_SOURCE}")
 
 
 def load_vgg19(name: str | Path = VGG19_FILE, folders: Iterable[str | Path] = ()) -> VGG19Features:

@@ -146,13 +146,13 @@ def find_clip(name: str | Path = "", folders: Iterable[str | Path] = ()) -> Path
     """
     folders = list(folders)
     missing: list[MissingModelError] = []
+    hint = f"get {' or '.join(CLIP_FILES)} from https://huggingface.co/{CLIP_REPOSITORY}"
     for candidate in (name,) if name else CLIP_FILES:
         try:
-            return find_model(candidate, folders)
+            return find_model(candidate, folders, what="OpenCLIP's weights, the critic's backbone", hint=hint)
         except MissingModelError as error:
             missing.append(error)
-    where = f"https://huggingface.co/{CLIP_REPOSITORY}: {' or '.join(CLIP_FILES)}"
-    raise MissingModelError(f"{missing[0]} (the critic's backbone, {where})") from missing[0]
+    raise missing[0]
 
 
 def load_clip_critic(

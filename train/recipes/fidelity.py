@@ -24,7 +24,7 @@ from ...core.losses.pixel import l1_loss, mse_loss, psnr_loss, psnr_y_loss
 from ...core.records import LossTerms
 from ...core.resize import bicubic
 from ...core.weights import find_model, load_into, load_state_dict
-from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, empty_table, positive
+from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, empty_table, positive, setting
 from ..data import PairData
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
 from ..session import open_pairs, save_network, training
@@ -87,7 +87,9 @@ def build_model(config: FidelityConfig, model_folders: Sequence[str | Path] = ()
             model.architecture, {"scale": model.scale, **model.options}, config.name, config.licence
         )
     if model.init:
-        state = {name: tensor.float() for name, tensor in load_state_dict(find_model(model.init, model_folders)).items()}
+        with setting("model.init"):
+            path = find_model(model.init, model_folders)
+        state = {name: tensor.float() for name, tensor in load_state_dict(path).items()}
         load_into(dict(backbone.modules())["network"], state, model.init)
     return backbone
 

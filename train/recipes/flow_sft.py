@@ -32,7 +32,7 @@ from ...core.backbones.pixel import PixelBackbone, flow_from_one_step
 from ...core.records import Conditioning
 from ...core.weights import find_model, load_into, load_state_dict, read_info
 from ..artefacts import ArtefactData, ArtefactsConfig
-from ..config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, positive, to_mapping
+from ..config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, positive, setting, to_mapping
 from ..flow_terms import Sets, flow_terms, held_out, held_out_error, sample_draws
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
 from ..multi_step import (
@@ -145,7 +145,8 @@ def _whole(config: FlowSftConfig, folders: Sequence[str | Path]) -> FlowModel:
     backbone: Any = trainee.backbone
     assert isinstance(backbone, PixelBackbone)
     if config.model.init:
-        path = find_model(config.model.init, folders)
+        with setting("model.init"):
+            path = find_model(config.model.init, folders)
         state = {key: tensor.float() for key, tensor in load_state_dict(path).items()}
         before, tau = read_info(path).get("options", {}), float(backbone.options["residual_std"])
         if tau and not before.get("residual_std"):

@@ -26,7 +26,7 @@ from ...core.metrics import lr_psnr, psnr, ssim
 from ...core.networks.discriminators import build_discriminator
 from ...core.networks.official import read_official
 from ...core.weights import find_model, load_into, load_state_dict, read_info
-from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, empty_table, positive
+from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, empty_table, positive, setting
 from ..data import PairData
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
 from ..losses import LossesConfig, LossStack
@@ -109,7 +109,8 @@ def build_model(config: PerceptualGanConfig, model_folders: Sequence[str | Path]
     """
     model = config.model
     architecture, options = model.architecture, {"scale": model.scale, **model.options}
-    path = find_model(model.init, model_folders) if model.init else None
+    with setting("model.init"):
+        path = find_model(model.init, model_folders) if model.init else None
     if path and not architecture:
         info = read_info(path) if path.suffix == ".safetensors" else {}
         if info.get("backbone", "network") != "network" or "architecture" not in info:
@@ -133,7 +134,8 @@ def build_opponent(config: PerceptualGanConfig, model_folders: Sequence[str | Pa
     opponent = config.discriminator
     module = build_discriminator(opponent.kind, opponent.input_px or config.data.gt_patch_px, opponent.features)
     if opponent.init:
-        path = find_model(opponent.init, model_folders)
+        with setting("discriminator.init"):
+            path = find_model(opponent.init, model_folders, what="a discriminator")
         load_into(module, load_state_dict(path), opponent.init)
     return module.train()
 

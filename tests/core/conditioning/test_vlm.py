@@ -333,6 +333,11 @@ class TestLoading:
     def test_missing_folders_and_files_are_named(self, tmp_path: Path) -> None:
         with pytest.raises(MissingModelError, match=r"Qwen3-VL-4B-Instruct with config.json.*searched .*huggingface.co/Qwen"):
             load_vlm(folders=[tmp_path])
+        where = r"`alignsr models download qwen3-vl`, which puts it into text_encoders/Qwen3-VL-4B-Instruct, or"
+        with pytest.raises(MissingModelError, match=where):
+            load_vlm(folders=[tmp_path])
+        with pytest.raises(MissingModelError, match=r"'qwen3-vl' is what the download is called, the folder's name is Qwen3-VL"):
+            load_vlm("qwen3-vl", folders=[tmp_path])
         folder = tmp_path / "Qwen3-VL-4B-Instruct"
         folder.mkdir()
         (folder / "config.json").write_text("{}")
