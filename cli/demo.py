@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .large import open_whole
 from .terminal import Progress, check_tiles, find_weights, say, write_json
 
 SCALE = 4
@@ -41,7 +42,6 @@ def run_demo(image: Path | None, out: Path, names: Sequence[str], tile_px: int, 
     """Restore, compare and report; raises what the library raises."""
     import torch
 
-    from ..core.backbones import load_backbone
     from ..core.batch import check_writable, restore_picture
     from ..core.image_files import write_image
     from ..core.images import to_rgb
@@ -67,7 +67,7 @@ def run_demo(image: Path | None, out: Path, names: Sequence[str], tile_px: int, 
     with Progress(len(chosen), quiet) as bar:
         for index, (model, file) in enumerate(zip(chosen, files, strict=True)):
             bar.update(index, model)
-            backbone = move(load_backbone(file), device)
+            backbone = move(open_whole(file), device)
             check_tiles(tile_px, -1, backbone.spec, quiet or index > 0)
             started = time.perf_counter()
             restored = restore_picture(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from .large import open_whole
 from .terminal import (
     DeviceOption,
     JsonFile,
@@ -270,7 +271,6 @@ def _restored(pairs: Any, model: str, scale: int, tile_px: int, device: Any, pre
     """The pairs with the model's result in place of a file, one at a time."""
     from dataclasses import replace
 
-    from ..core.backbones import load_backbone
     from ..core.batch import restore_picture
     from ..core.image_files import read_image
     from ..core.images import to_rgb
@@ -278,7 +278,7 @@ def _restored(pairs: Any, model: str, scale: int, tile_px: int, device: Any, pre
     from ..core.restore import move, scale_warning
     from ..nodes.host import get_host
 
-    backbone = None if model == "bicubic" else move(load_backbone(find_weights(model)), device, precision)
+    backbone = None if model == "bicubic" else move(open_whole(find_weights(model)), device, precision)
     if backbone is not None:
         check_tiles(tile_px, -1, backbone.spec)
         if warning := scale_warning(backbone, scale):

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .downloads import sha256_of
+from .large import open_whole
 from .made import Records, differences, other_size, picture_size
 from .terminal import (
     OK,
@@ -81,7 +82,6 @@ def upscale(
     is 1. When memory runs out, smaller tiles are tried.
     """
     check_source(source)
-    from ..core.backbones import load_backbone
     from ..core.batch import Job, check_writable, plan_jobs, restore_picture, upscale_file
     from ..core.checks import check_positive_int, did_you_mean
     from ..core.color import COLOR_FIXES
@@ -99,7 +99,7 @@ def upscale(
     check_reports(json_file)
     path = find_weights(model)
     say(f"loading {path.stem} ...", quiet)  # seconds, for models that need diffusers
-    backbone = move(load_backbone(path), where, dtype)
+    backbone = move(open_whole(path), where, dtype)
     check_tiles(tile_px, overlap_px, backbone.spec, quiet)
     if warning := scale_warning(backbone, factor):
         say(f"warning: --scale: {warning}")

@@ -1,6 +1,7 @@
 """Commands that tell: models and nodes."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,12 +32,22 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="JSON on st
 
     host = get_host()
     known = [_file_facts(name, host.resolve_model(name)) for name in host.list_models()]
-    folders = [str(folder) for folder in host.all_model_dirs()]
+    known += [_file_facts(f"loras/{name}", path) for name, path in _files_in(host.model_dirs("loras")).items()]
+    parts = [folder for key in ("loras", "controlnet") for folder in host.model_dirs(key) if folder.is_dir()]
+    folders = [str(folder) for folder in dict.fromkeys([*host.training_dirs(), *parts])]
     more = [
-        {"name": name, "about": item.about, "licence": item.licence, "url": item.url} for name, item in (DOWNLOADS | HUB).items()
+        {"name": name, "about": item.about, "licence": item.licence, "url": item.url, "on_disk": _place(name, item)}
+        for name, item in (DOWNLOADS | HUB).items()
     ]
     by_hand = [
-        {"name": name, "about": item.about, "licence": item.licence, "url": item.url, "place": item.place}
+        {
+            "name": name,
+            "about": item.about,
+            "licence": item.licence,
+            "url": item.url,
+            "place": item.place,
+            "on_disk": next((str(root / item.place) for root in host.model_dirs("alignsr") if (root / item.place).exists()), ""),
+        }
         for name, item in BY_HAND.items()
     ]
     if as_json:
@@ -46,14 +57,18 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="JSON on st
     for item in known:
         count = "-" if item["parameters"] is None else f"{item['parameters']:,}"
         rows.append(
-            [item["name"], item["backbone"], str(item["scale"] or "-"), count, f"{item['bytes'] / 1e6:.1f} MB", item["licence"]]
+            [item["name"], _kind(item), str(item["scale"] or "-"), count, f"{item['bytes'] / 1e6:.1f} MB", item["licence"]]
         )
     typer.echo(_table(rows) if len(rows) > 1 else "no models found")
     typer.echo(f"\nmodel folders: {', '.join(folders)}\n\nto be had with `alignsr models download NAME`:")
-    typer.echo(_table([["name", "licence", "what"], *([item["name"], item["licence"], item["about"]] for item in more)]))
+    rows = [[item["name"], "yes" if item["on_disk"] else "-", item["licence"], item["about"]] for item in more]
+    typer.echo(_table([["name", "on disk", "licence", "what"], *rows]))
     typer.echo("\nto be had from a page, by hand:")
-    rows = [[item["name"], item["licence"], item["about"], f"{item['url']} -> {item['place']}"] for item in by_hand]
-    typer.echo(_table([["name", "licence", "what", "from and to"], *rows]))
+    rows = [
+        [item["name"], "yes" if item["on_disk"] else "-", item["licence"], item["about"], f"{item['url']} -> {item['place']}"]
+        for item in by_hand
+    ]
+    typer.echo(_table([["name", "on disk", "licence", "what", "from and to"], *rows]))
 
 
 @models.command("check", cls=Command)
@@ -61,19 +76,35 @@ def check(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A bundled model, a file in the model folders, or a path.")],
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
-    """Load a model strictly and say what it is, with the SHA-256 of its file."""
+    """Load a model strictly and say what it is, with the SHA-256 of its file.
+
+    An adapter is compared with its base model, name by name; that model need not be there.
+    """
     from dataclasses import asdict
 
     from ..core.backbones import load_backbone
+    from ..core.weights import read_info
     from .downloads import sha256_of
+    from .large import adapter_facts, find_any, part_facts
 
-    path = find_weights(name)
-    backbone = load_backbone(path)
-    facts: dict[str, Any] = {"file": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path), **asdict(backbone.spec)}
+    path = find_any(name)
+    file = path / "state_dict.pth" if path.is_dir() else path
+    facts: dict[str, Any] = {"file": str(path), "bytes": file.stat().st_size, "sha256": sha256_of(file)}
+    info = read_info(file) if file.suffix == ".safetensors" else {}
+    if part := part_facts(info):
+        facts |= part
+        verdict = "whole, as far as its header says; only the training that it belongs to can tell whether it fits"
+    elif info.get("architecture", "lora") == "lora" and (adapter := adapter_facts(path)):
+        facts |= adapter
+        verdict = f"fits its {adapter['base']} base model: every matrix is there and of its shape, all values are finite"
+    else:
+        facts |= asdict(load_backbone(path).spec)
+        verdict = "loads strictly: every weight is there and fits"
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    inner = () if facts["start_sigma"] is not None else ("latent_channels", "latent_stride", "bytes_per_pixel")
+    is_flow = facts.get("start_sigma") is not None
+    inner = () if is_flow else ("latent_channels", "latent_stride", "bytes_per_pixel")
     said = {
         key: value for key, value in facts.items() if value not in (None, 0, ()) and key not in inner
     }  # the rest is in the JSON
@@ -85,7 +116,7 @@ def check(
             ]
         )
     )
-    typer.echo("loads strictly: every weight is there and fits")
+    typer.echo(verdict)
 
 
 @models.command("download", cls=Command)
@@ -167,12 +198,13 @@ def nodes(
 def _file_facts(name: str, path: Path) -> dict[str, Any]:
     """What a weight file's header says; other programs' files are known only after loading (`check`)."""
     facts: dict[str, Any] = {"name": name, "file": str(path), "bytes": path.stat().st_size, "backbone": "network?", "scale": None}
-    facts |= {"parameters": None, "licence": "unknown", "problem": None}
+    facts |= {"parameters": None, "licence": "unknown", "problem": None, "kind": "model"}
     if path.suffix != ".safetensors":
         return facts
     from safetensors import safe_open
 
     from ..core.weights import WeightsError, read_info
+    from .large import part_facts
 
     try:
         info = read_info(path)
@@ -184,7 +216,38 @@ def _file_facts(name: str, path: Path) -> dict[str, Any]:
         "backbone": str(info.get("backbone", facts["backbone"])),
         "scale": info.get("scale"),
         "licence": str(info.get("licence", facts["licence"])),
+        "kind": "adapter" if info.get("architecture") == "lora" else str((part_facts(info) or facts)["kind"]),
     }
+
+
+def _files_in(folders: Iterable[Path]) -> dict[str, Path]:
+    """Weight files by their path inside the first of the folders that has them, sorted."""
+    from ..core.weights import WEIGHT_SUFFIXES
+
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in folder.rglob("*") if folder.is_dir() else ():
+            if path.suffix in WEIGHT_SUFFIXES and path.is_file():
+                found.setdefault(path.relative_to(folder).as_posix(), path)
+    return dict(sorted(found.items()))
+
+
+def _kind(item: Mapping[str, Any]) -> str:
+    """`network`, `adapter of z_image`, `critic_heads`, ..."""
+    backbone, kind = str(item["backbone"]), str(item["kind"])
+    return backbone if kind == "model" else f"adapter of {backbone}" if kind == "adapter" else kind
+
+
+def _place(name: str, item: Any) -> str:
+    """Where a download lies, or an empty text."""
+    from ..nodes.host import get_host
+    from .hub import HubModel
+    from .large import place_on_disk
+
+    host = get_host()
+    if isinstance(item, HubModel):
+        return str(place_on_disk(item, host.model_dirs(item.key)) or "")
+    return next((str(folder / item.file_name) for folder in host.all_model_dirs() if (folder / item.file_name).is_file()), "")
 
 
 def _count(shape: list[int]) -> int:

@@ -150,16 +150,21 @@ def find_weights(name: str) -> Path:
     from ..core.weights import MissingModelError
     from ..nodes.host import get_host
     from .downloads import DOWNLOADS
+    from .large import ADAPTERS, how_to_get, known_name
 
     try:
         return get_host().resolve_model(name)
     except MissingModelError as error:
         known = next((item for item in DOWNLOADS if name in (item, DOWNLOADS[item].file_name)), None)
-        if known is None:
+        if known is not None:
+            how = f"get it with `alignsr models download {known}`"
+        elif large := known_name(name):
+            how = how_to_get(large)
+            if large in ADAPTERS:  # on disk or not, it does not restore by itself
+                how = f"it takes a base model too: `alignsr run {ADAPTERS[large]}` upscales with both; where it is missing, {how}"
+        else:
             raise
-        raise MissingModelError(
-            f"model: expected a model on this computer, found no {name!r}; get it with `alignsr models download {known}`"
-        ) from error
+        raise MissingModelError(f"model: expected a model of one file on this computer, found no {name!r}; {how}") from error
 
 
 def check_tiles(tile_px: int, overlap_px: int, spec: Any, quiet: bool = False) -> None:

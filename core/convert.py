@@ -31,6 +31,28 @@ def check_released(adapter: Adapter) -> None:
     check_values(adapter)
 
 
+def check_fitting(adapter: Adapter) -> str:
+    """As `check_released`, with the miniature base model for adapters that say they were trained on it.
+
+    Returns:
+        The base model: `full` or `tiny`.
+
+    Raises:
+        WeightsError: see `check_released`.
+    """
+    if not str(adapter.info.get("base", "")).startswith("tiny"):
+        check_released(adapter)
+        return "full"
+    kind = find_kind(str(adapter.info["backbone"]))
+    with torch.device("meta"):
+        transformer = make_transformer(kind, kind.tiny["transformer"])
+    adapter.check(transformer)
+    if adapter.projector:
+        check_projector(adapter.projector, f"{adapter.source} (projector)")
+    check_values(adapter)
+    return "tiny"
+
+
 def check_values(adapter: Adapter) -> None:
     """Raise WeightsError when a matrix holds NaN or infinity; the message names the first few."""
     everything = {**adapter.state, **{f"projector.{name}": tensor for name, tensor in adapter.projector.items()}}

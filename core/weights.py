@@ -161,6 +161,11 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged or unsafe pickles; all mean the same here
+        with open(path, "rb") as file:
+            if not file.read(4).startswith((b"PK", b"\x80")):  # torch writes zip archives, and wrote bare pickles
+                raise WeightsError(
+                    f"{path}: expected a weight file ({', '.join(WEIGHT_SUFFIXES)}), got a file that is none; name a model's file"
+                ) from error
         raise WeightsError(
             f"{path}: expected a checkpoint of plain tensors, got something that weights_only=True refuses "
             f"({type(error).__name__}); the file is damaged or would run code when loaded, get a safetensors version"

@@ -570,7 +570,7 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
     ),
     "no critic, run": (
         lambda p: graph_of_training(p),
-        "node 1 (AlignSRLoadDiscriminator), input 'model_name': expected a file path",
+        "node 1 (AlignSRLoadDiscriminator), input 'model_name': expected OpenCLIP's weights",
     ),
     "truncated critic, run": (
         lambda p: graph_of_training(p, n1__model_name=p.write("alignsr/cut.safetensors", p.model.read_bytes()[:3000]).name),
@@ -581,6 +581,16 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
         "node 6 (AlignSROneStepTrainer), input 'data_folder': expected",
     ),
     "an adapter as model": (adapter_as_model, "expected a whole model, got an adapter of flux2_klein"),
+    "an adapter as model, what to do": (adapter_as_model, "by `alignsr run workflows/upscale-with-strsr-flux.json`, where Load"),
+    "the name of an adapter on disk as model": (
+        lambda p: p.upscale(p.good, model=adapter_as_model(p) and "StrSR-zimage"),
+        "`alignsr run workflows/upscale-with-strsr-z.json` upscales with both",
+    ),
+    "the name of an absent adapter, check": (
+        lambda p: ["models", "check", "StrSR-flux"],
+        "get it with `alignsr models download StrSR-flux`",
+    ),
+    "a picture, check": (lambda p: ["models", "check", p.good], "expected a weight file (.safetensors, .pth"),
     # outputs
     "a file in place of the output folder": (
         lambda p: ["upscale", p.folder / "pictures", "-o", p.write("out", "x"), "-m", p.model],

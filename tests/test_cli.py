@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ import pytest
 import torch
 from cli_helpers import call, picture, results, save_tiny, tree
 from PIL import Image
+from strsr_helpers import one_step_adapter
 from train_helpers import make_pictures
 
 from alignsr.core import batch
 from alignsr.core.image_files import ImageFile, read_image, write_image
+from alignsr.core.lora_files import save_adapter
+from alignsr.core.networks.clip_heads import CriticHeads
 from alignsr.core.resize import bicubic
-from alignsr.core.weights import load_state_dict
+from alignsr.core.weights import load_state_dict, save_weights
 from paths import ROOT, SHARED
 
 COMMANDS = ("demo", "upscale", "degrade", "evaluate", "run", "train", "models", "nodes", "bench")
@@ -503,6 +507,41 @@ def test_models_are_listed_and_checked(tmp_path: Path, monkeypatch: pytest.Monke
     assert checked["parameters"] == found["mine.safetensors"]["parameters"]
     assert len(checked["sha256"]) == 64
     assert call("models", "check", "broken").code == 1
+
+
+def test_parts_of_large_models_are_listed_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "models"
+    monkeypatch.setenv("ALIGNSR_MODELS", str(folder))
+    listed = json.loads(call("models", "list", "--json").out)
+    assert not any(item["on_disk"] for item in listed["downloads"])
+    adapter = one_step_adapter("z_image")
+    adapter = replace(adapter, info={**adapter.info, "base": "tiny"})  # as training on the miniature says
+    save_adapter(folder / "loras" / "StrSR-zimage.safetensors", adapter)
+    for name in ("FLUX.2-klein-base-4B/transformer/x.safetensors", "FLUX.2-klein-base-4B/vae/x.safetensors"):
+        save_weights(folder / "diffusers" / name, {"x": torch.zeros(1)})
+    heads = CriticHeads((8, 8, 8, 8), 8)
+    save_weights(folder / "critic.safetensors", heads.state_dict(), {"architecture": "critic_heads", "options": {}})
+    listed = json.loads(call("models", "list", "--json").out)
+    assert {str(folder / "loras"), str(folder / "diffusers")} <= set(listed["folders"])
+    places = {item["name"]: item["on_disk"] for item in listed["downloads"] if item["on_disk"]}
+    assert places == {
+        "StrSR-zimage": str(folder / "loras" / "StrSR-zimage.safetensors"),
+        "flux2-klein": str(folder / "diffusers" / "FLUX.2-klein-base-4B"),
+    }
+    rows = {line.split()[0]: line for line in call("models").out.splitlines() if line}
+    assert "adapter of z_image" in rows["loras/StrSR-zimage.safetensors"] and "critic_heads" in rows["critic.safetensors"]
+    assert rows["StrSR-zimage"].split()[1] == "yes" and rows["StrSR-flux"].split()[1] == "-"
+
+    for name in ("StrSR-zimage", "loras/StrSR-zimage.safetensors", folder / "loras" / "StrSR-zimage.safetensors"):
+        done = call("models", "check", name)
+        assert done.code == 0 and "fits its tiny base model: every matrix is there" in done.out, done.err
+        assert all(words in done.out for words in ("adapter", "z_image", "rank"))
+    state = dict(adapter.state)
+    state.popitem()
+    save_adapter(folder / "loras" / "StrSR-zimage.safetensors", replace(adapter, state=state))
+    broken = call("models", "check", "StrSR-zimage")
+    assert broken.code == 1 and "the weights do not fit this network; missing: " in broken.err
+    assert "the heads of StrSR's critic" in call("models", "check", "critic").out
 
 
 def test_models_are_exported_for_comfyuis_own_loader(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

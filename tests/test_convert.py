@@ -117,7 +117,7 @@ def test_everything_that_differs_is_said_at_once(tmp_path: Path) -> None:
     ("change", "words"),
     [
         (lambda f: spoil(f, nan=1), "expected finite weights, 1 tensors hold NaN"),
-        (lambda f: (f / "state_dict.pth").write_bytes(b"x" * 99), "weights_only=True refuses"),
+        (lambda f: (f / "state_dict.pth").write_bytes(b"x" * 99), "expected a weight file"),
         (
             lambda f: (f / "projector.pth").write_bytes((f / "projector.pth").read_bytes()[:-300]),
             "projector.pth: expected a check",
