@@ -102,7 +102,7 @@ class TrainState:
     def adopt(self, path: Path) -> None:
         """Go on from the checkpoint of another run: its weights and optimisers, not its step, learning rates or random state.
 
-        An optimiser that keeps its state in another number of bits starts anew, with a warning: the weights alone fit. Averages
+        An optimiser that kept its state in another number of bits starts anew, with a warning: the weights alone fit. Averages
         start at the weights, and samples after those that the run before has seen: they are functions of seed and index.
 
         Raises:
@@ -115,7 +115,7 @@ class TrainState:
                 "start from the run's weight files instead"
             )
         groups = {name: [dict(group) for group in optimizer.param_groups] for name, optimizer in self.optimizers.items()}
-        self._load_parts(path, load_state_dict(path), info, ("modules",), may_restart=True)
+        self._load_parts(path, load_state_dict(path), info, ("modules",))
         for name, optimizer in self.optimizers.items():
             for group, own in zip(optimizer.param_groups, groups[name], strict=True):
                 group |= {key: value for key, value in own.items() if key != "params"}
@@ -131,8 +131,6 @@ class TrainState:
         tensors: Mapping[str, Tensor],
         info: Mapping[str, Any],
         groups: Sequence[str],
-        *,
-        may_restart: bool = False,
     ) -> None:
         for group, modules in (("modules", self.modules), ("averages", self.averages)):
             for name, module in modules.items() if group in groups else ():
@@ -152,14 +150,10 @@ class TrainState:
                     _put(state.setdefault(int(index), {}), place, value)
             moments = {place.rpartition("/")[2] for values in state.values() for place, _ in _places(values)}
             there, here = 8 if _EIGHT_BIT in moments else 32, _bits(optimizer)
-            if there == here:
+            if not state or there == here:  # empty: a part that has not been stepped yet
                 optimizer.load_state_dict({"state": state, "param_groups": info["optimizers"][name]["param_groups"]})
                 continue
-            if not may_restart:
-                raise WeightsError(
-                    f"{path}: expected the state of {name}'s optimiser in {here} bits, got {there}; set optimizer.bits as it was"
-                )
-            LOGGER.warning(
+            LOGGER.warning(  # in `adopt` alone: the hash of a config, which `load` compares, covers optimizer.bits
                 "%s: the optimiser of %s has its state in %d bits there and in %d here (optimizer.bits), so it starts anew; the "
                 "weights go on",
                 path,

@@ -1,10 +1,13 @@
 """The optimiser at both numbers of bits: the same steps, a quarter of the memory."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from alignsr.train.config import OptimizerConfig
 from alignsr.train.optimize import make_optimizer
+from alignsr.train.state import TrainState
 
 
 def trained(bits: int, weight_decay: float) -> tuple[torch.Tensor, int]:
@@ -26,3 +29,25 @@ def test_eight_bits_make_the_same_steps_in_a_quarter_of_the_memory(weight_decay:
     assert exact.abs().mean() > 0.2, "it went somewhere"
     assert float((small - exact).abs().mean() / exact.abs().mean()) < 0.06
     assert full == 2 * 4 * exact.numel() and quarter < 0.3 * full
+
+
+@pytest.mark.parametrize("here", [8, 32])
+@pytest.mark.parametrize("there", [8, 32])
+def test_an_optimiser_that_has_not_stepped_yet_has_no_number_of_bits(
+    there: int, here: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = torch.nn.Linear(64, 64)
+
+    def state(bits: int) -> TrainState:
+        return TrainState({"layer": layer}, {}, {"layer": make_optimizer(list(layer.parameters()), OptimizerConfig(bits=bits))})
+
+    first, second = state(there), state(here)
+    first.extra["samples"] = 1
+    path = first.save(tmp_path, "hash", 1)
+    if there == here:
+        second.load(path, ("hash",))
+    second.adopt(path)
+    assert not caplog.records
+    layer(torch.ones(1, 64)).sum().backward()
+    second.optimizers["layer"].step()
+    assert len(second.optimizers["layer"].state_dict()["state"]) == 2

@@ -68,6 +68,18 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(name, pictures
     assert [e["loss"] for e in whole.logs] == [e["loss"] for e in parts.logs]
 
 
+@pytest.mark.parametrize("bits", [8, 32])
+def test_a_generator_that_waits_has_an_optimiser_without_state_and_is_resumed(bits, pictures, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    config = tiny(VGG, pictures, **SIX | {"run__steps": 4}, discriminator__alone_steps=3, optimizer__bits=bits)
+    whole = perceptual_gan.train(config, tmp_path / "whole")
+    with pytest.raises(Stopped, match="step 2 of 4"):
+        perceptual_gan.train(config, tmp_path / "parts", StopAfter(2))
+    parts = perceptual_gan.train(config, tmp_path / "parts", resume=True)
+    assert equal_files(whole.weights, parts.weights)
+    assert equal_files(*(checkpoints(tmp_path / folder)[-1] for folder in ("whole", "parts")))
+
+
 def test_stopping_between_forward_passes_of_a_step_leaves_no_trace(pictures, tmp_path):
     """The discriminator's statistics have moved by then; they are put back with the finished step."""
 
