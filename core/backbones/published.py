@@ -30,6 +30,7 @@ PUBLISHED: dict[str, Published] = {
     "sd15": Published(("stable-diffusion-v1-5",), "sd15"),
     "sdxl": Published(("stable-diffusion-xl-base-1.0",), "sdxl"),
 }
+DIFFUSERS = "diffusers"  # ComfyUI's folder of diffusers folders, and below `--to` that of the command
 STABLE_DIFFUSION = "sd2"  # which one it is where nothing says
 
 
@@ -76,7 +77,14 @@ def find_source(
         found = (find_folder(folder, kind.main, places) for folder in whole.folders)
         if (folder := next(filter(None, found), None)) is not None:
             return folder
-        home = next((place for place in places if place.name == "diffusers"), next(iter(places), Path("diffusers")))
-        get = f"`alignsr models download {whole.download}`, to" if whole.download else "a diffusers folder in"
+        kept = next((place for place in places if place.name == DIFFUSERS), None)
+        home = kept or next(iter(places), Path(DIFFUSERS))
+        command = f"alignsr models download {whole.download}"
+        if not whole.download:
+            get = "a diffusers folder in"
+        elif kept is None:
+            get = f"a diffusers folder (`{command}` gets one) in"
+        else:  # the terminal need not have the model folders of the program that says this
+            get = f'`{command} --to "{kept.parent}"`, to'
         raise MissingModelError(f"{error}. Or {get} {home / whole.folders[0]}") from error
     return None

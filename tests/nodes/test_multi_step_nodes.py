@@ -215,7 +215,7 @@ def test_bad_settings_of_the_loader(options: dict[str, Any], message: str, host:
 
 
 def test_missing_files_name_a_download(host: Any) -> None:
-    with pytest.raises(MissingModelError, match=r"flux1-dev.safetensors .*gated.*`alignsr models download flux1`, to .*FLUX.1"):
+    with pytest.raises(MissingModelError, match=r"flux1-dev.safetensors .*gated.*`alignsr models download flux1 --to .*FLUX.1"):
         LoadMultiStepBackbone().load("flux1")
     with pytest.raises(MissingModelError, match=r"512-base-ema.safetensors .*Or a diffusers folder in .*stable-diffusion-2-base"):
         LoadMultiStepBackbone().load("sd2")

@@ -1,6 +1,7 @@
 """One-Step Trainer in a graph, under inference mode as in ComfyUI: two stages, what comes out of them, and bad input."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from strsr_helpers import one_step_adapter
 from train_helpers import equal_files, make_pictures
 
+from alignsr.cli.hub import HUB
 from alignsr.core.backbones.latent import tiny
 from alignsr.core.backbones.published import PUBLISHED
 from alignsr.core.compat import import_diffusers
@@ -184,9 +186,10 @@ def test_pixel_and_whole_models_give_a_model_and_no_adapter(host: Any) -> None:
 @pytest.mark.parametrize("kind", ["flux2_klein", "z_image"])
 def test_a_downloaded_folder_alone_is_enough_to_train_and_to_use_the_result(kind: str, host: Any, tmp_path: Path) -> None:
     config, overrides = FLUX if kind == "flux2_klein" else Z_IMAGE, f'{SHORT}\nmodel.source=""'
-    place = tmp_path / "models" / "diffusers" / PUBLISHED[kind].folders[0]
-    get = f"alignsr models download {PUBLISHED[kind].download}`, to .*{place.name}"
-    with pytest.raises(MissingModelError, match=get):
+    download = HUB[PUBLISHED[kind].download]
+    place = tmp_path / "models" / download.key / download.folder
+    get = f'`alignsr models download {PUBLISHED[kind].download} --to "{tmp_path / "models"}"`, to {place}'
+    with pytest.raises(MissingModelError, match=f"{re.escape(get)}$"):  # where no folder of that kind is there yet, either
         train(config, overrides=overrides)
     write_diffusers_folder(place, tiny(kind))
     weights, model, *_ = train(config, overrides=overrides)
