@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .memory import must_fit
+from .memory import LOWER_PRECISION, must_fit
 
 
 class Borrowed:
@@ -15,12 +15,13 @@ class Borrowed:
     Args:
         module: frozen; changes that are made to it meanwhile are lost.
         device: where its tensors go; those that are there already stay as they are.
+        advice: what a user can do where the device is full.
 
     Raises:
         DoesNotFitError: the device is full; the module is at home again, whole.
     """
 
-    def __init__(self, module: nn.Module, device: str | torch.device) -> None:
+    def __init__(self, module: nn.Module, device: str | torch.device, advice: str = LOWER_PRECISION) -> None:
         self.kept = [
             (owner, name, tensor, tensor.data)
             for owner in module.modules()
@@ -28,7 +29,7 @@ class Borrowed:
         ]
         try:
             # parameters that move under inference mode would be of no use outside it
-            with must_fit(f"{told(module)} on {device}"), torch.inference_mode(False):
+            with must_fit(f"{told(module)} on {device}", advice), torch.inference_mode(False):
                 nn.Module.to(module, device=device)
         except BaseException:  # the device is full half-way: what has moved goes home, or it would be taken for the original
             self.give_back()

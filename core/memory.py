@@ -18,24 +18,26 @@ _NO_MEMORY = re.compile(
 )
 
 
+ROOM = "let the models take turns (offload sequential, keep home), close other programs, or move to the CPU"
+LOWER_PRECISION = f"choose a lower precision (8bit or 4bit where there is one), {ROOM}"
+
+
 class DoesNotFitError(MemoryError):
-    """Memory ran out where smaller tiles change nothing: for weights, or while a picture is looked at to condition a model.
+    """Memory ran out where trying again with smaller tiles is no remedy: for weights, or while a model is conditioned.
 
     Args:
         what: did not fit, with its size where that is known.
+        advice: what a user can do about it there.
     """
 
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            f"memory: expected room for {what}, got out of memory; choose a lower precision (8bit or 4bit where there is one), "
-            "let the models take turns (offload sequential, keep home), close other programs, or move to the CPU"
-        )
+    def __init__(self, what: str, advice: str = LOWER_PRECISION) -> None:
+        super().__init__(f"memory: expected room for {what}, got out of memory; {advice}")
         self.what = what
 
 
 @contextmanager
-def must_fit(what: str) -> Generator[None]:
-    """Inside the block lack of memory becomes a `DoesNotFitError` about `what`, the error itself chained.
+def must_fit(what: str, advice: str = LOWER_PRECISION) -> Generator[None]:
+    """Inside the block lack of memory becomes a `DoesNotFitError` about `what` with `advice`, the error itself chained.
 
     Raises:
         DoesNotFitError: see above; one from within keeps what it says.
@@ -45,7 +47,7 @@ def must_fit(what: str) -> Generator[None]:
     except Exception as error:
         if isinstance(error, DoesNotFitError) or not is_out_of_memory(error):
             raise
-        raise DoesNotFitError(what) from error
+        raise DoesNotFitError(what, advice) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from .backbones.base import Backbone, Described
 from .backbones.offload import vacate
 from .flow import euler_step
 from .images import from_model_range, to_model_range
-from .memory import must_fit
+from .memory import ROOM, must_fit
 from .records import Conditioning
 from .tiling import Box, TilePlan, blend, crop_tiles
 
@@ -150,7 +150,7 @@ def _ask(
             on_tile(sample * count + done * count // total, batch * count)
 
     ask = conditioner.watched(seen) if isinstance(conditioner, Watchable) else conditioner
-    with must_fit("what conditions the model"):
+    with must_fit("what conditions the model", ROOM):
         told = ask(sample, tiles, scale)
     seen(1, 1)
     return told

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ..borrowed import Borrowed, nbytes, told
 from ..checks import check_positive_int, did_you_mean
-from ..memory import must_fit
+from ..memory import ROOM, must_fit
 
 Keep = Literal["device", "home", "nothing"]
 WORK_BYTES = 2**29  # beside the weights: a picture of a megapixel or a prompt is about a thousand tokens
+SIXTEEN_BITS = f"choose 16 bits for its weights (bf16), {ROOM}"  # there is nothing below for a language model
 KEEPS = cast(tuple[str, ...], get_args(Keep))
 
 
@@ -52,6 +53,7 @@ class OnDemand(Generic[Held]):
         keep: what is kept between uses: the weights on the `device`, the weights at `home` (the CPU), or `nothing`.
         turns: shared with other large models: it then decides who is on its device, and `device` is ignored.
         make_room: called with the bytes that will be needed there, before the model comes to its device.
+        less_work: what a user can do besides where the model is there and its work does not fit.
     """
 
     def __init__(
@@ -61,11 +63,13 @@ class OnDemand(Generic[Held]):
         keep: Keep = "home",
         turns: Turns | None = None,
         make_room: Callable[[int], None] | None = None,
+        less_work: str = "",
     ) -> None:
         if keep not in KEEPS:
             raise ValueError(f"keep: expected one of {', '.join(KEEPS)}, got {keep!r}; {did_you_mean(keep, KEEPS)}")
         self.load, self.keep, self.turns, self.make_room = load, keep, turns, make_room
         self.device = torch.device(device) if turns is None else turns.device
+        self.advice = f"{less_work}, {SIXTEEN_BITS}" if less_work else SIXTEEN_BITS
         self.held: Held | None = None
         self._borrowed: Borrowed | None = None
 
@@ -83,9 +87,9 @@ class OnDemand(Generic[Held]):
         if self.turns is not None:
             self.turns.use(held.model)
         elif self._borrowed is None:
-            self._borrowed = Borrowed(held.model, self.device)
+            self._borrowed = Borrowed(held.model, self.device, SIXTEEN_BITS)
         try:
-            with must_fit(f"{told(held.model)} at work on {self.device}"):
+            with must_fit(f"{told(held.model)} at work on {self.device}", self.advice):
                 yield held
         finally:
             self._rest()

@@ -28,6 +28,7 @@ VLM_FOLDER = FolderSpec(
     download="qwen3-vl",
     key="text_encoders",
 )
+LESS_WORK = "use a lower batch_size, smaller tiles where one shows more than 256 px of the input (or scope tile)"
 CACHED_IMAGES = 1024  # 68 x 2560 values of 16 bits each: 0.35 MB
 
 
@@ -119,7 +120,7 @@ class VLMEncoder:
         cache_size: int = CACHED_IMAGES,
         make_room: Callable[[int], None] | None = None,
     ) -> None:
-        self.models = OnDemand(load, device, keep, turns, make_room)
+        self.models = OnDemand(load, device, keep, turns, make_room, LESS_WORK)
         self.prompt = strsr_prompt() if prompt is None else prompt
         self.parity = parity
         self.cache = EmbeddingCache(cache_size)

@@ -217,7 +217,7 @@ def test_no_memory_while_conditioning_is_no_reason_for_smaller_tiles() -> None:
         asked.append(len(tiles.starts))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(DoesNotFitError, match="memory: expected room for what conditions the model, got out of memory; choose"):
+    with pytest.raises(DoesNotFitError, match="room for what conditions the model, got out of memory; let the models take turns"):
         restore_picture(Simple(), picture(64, 64), conditioning=conditioner, notify=told.append)
     assert asked == [1] and told == []
 

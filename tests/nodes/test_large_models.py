@@ -95,8 +95,12 @@ def test_a_language_model_without_memory_is_named_and_makes_no_smaller_tiles(
         model, image = strsr(device="cpu"), picture(1, 64, 64)
         vlm, _ = condition.LoadVLM().load("tiny-vlm", "fp32", device="cpu")
         told, _ = condition.VLMEncode().encode(vlm, model, image)
-        with pytest.raises(DoesNotFitError, match=r"memory: expected room for Qwen3VLModel .*8bit or 4bit .*offload .*keep home"):
+        with pytest.raises(DoesNotFitError, match=r"memory: expected room for Qwen3VLModel .*offload .*keep home") as caught:
             OneStepSR().upscale(model, image, 4, conditioning=told, tile_px=128)
+        inputs = {**condition.VLMEncode.INPUT_TYPES()["optional"], **condition.LoadVLM.INPUT_TYPES()["required"]}
+        assert "batch_size" in inputs and "use a lower batch_size, smaller tiles" in str(caught.value)
+        assert "bf16" in inputs["precision"][0] and "16 bits for its weights (bf16)" in str(caught.value)
+        assert "bit or" not in str(caught.value), "Load VLM offers nothing below"
         assert asked == [1] and "trying again" not in caplog.text
 
 
