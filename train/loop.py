@@ -297,18 +297,22 @@ class Loop:
         self._sums |= values
         self._noted = True
 
-    def validate(self, scores: Callable[[Watch], Mapping[str, float]]) -> None:
+    def validate(self, scores: Callable[[Watch], Mapping[str, float]]) -> bool:
         """Add the figures of a validation to the step's log, see `note`; who asks to stop meanwhile need not wait for its end.
 
         The step then ends as any other after which the run is stopped, without these figures.
 
         Args:
             scores: validates; calls what it is given before every picture, which shows progress and may raise.
+
+        Returns:
+            Whether it came to its end. Where not, show no samples either: the user waits for the run to stop.
         """
         try:
             self.note(**scores(self._watch))
         except _Cut:
-            self._asked = True
+            self._asked = self._noted = True
+        return not self._asked
 
     def _watch(self, done: int, total: int) -> None:
         self.hooks.validating(done, total)

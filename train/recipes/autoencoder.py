@@ -164,9 +164,10 @@ def train(
 
 def _report(loop: Loop, model: nn.Module, config: AutoencoderConfig, data: PairData) -> None:
     """Validation, samples and kept weights, when they are due."""
+    previews = loop.is_due(config.run.preview_every)
     if data.held_out and loop.is_due(config.run.validate_every):
-        loop.validate(lambda watch: validate(model, data, loop.device, watch))
-    if loop.is_due(config.run.preview_every):
+        previews &= loop.validate(lambda watch: validate(model, data, loop.device, watch))
+    if previews:
         loop.show(samples(model, data, loop.device))
     if loop.is_due(config.run.export_every):
         step = loop.state.step + 1

@@ -232,7 +232,7 @@ def _report(
         sampling, device = config.sampling, loop.device
         with showing(model.part, part):
             if validates:
-                loop.validate(
+                previews &= loop.validate(
                     lambda watch: {
                         "held_out_flow": held_out_error(backbone, held_out(data, *given, watch), told, device),
                         **scores(backbone, held_out(data, *given, watch), data.scale, sampling, told, device),

@@ -297,7 +297,7 @@ def _report(
     if validates or previews:
         with showing(model.part, part):
             if validates:
-                loop.validate(lambda watch: validate(backbone, data, told, loop.device, watch))
+                previews &= loop.validate(lambda watch: validate(backbone, data, told, loop.device, watch))
             if previews:
                 loop.show(samples(backbone, data, told, loop.device))
     if loop.is_due(config.run.export_every):

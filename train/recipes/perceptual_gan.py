@@ -259,10 +259,10 @@ def _averaged_result(loop: Loop, lq: Tensor) -> Tensor:
 
 def _report(loop: Loop, backbone: NetworkBackbone, config: PerceptualGanConfig, data: PairData) -> None:
     """Validation, samples and kept weights, when they are due."""
-    average = loop.averaged("generator")
+    average, previews = loop.averaged("generator"), loop.is_due(config.run.preview_every)
     if data.held_out and loop.is_due(config.run.validate_every):
-        loop.validate(lambda watch: validate(average, data, loop.device, backbone.spec.size_multiple, watch))
-    if loop.is_due(config.run.preview_every):
+        previews &= loop.validate(lambda watch: validate(average, data, loop.device, backbone.spec.size_multiple, watch))
+    if previews:
         loop.show(samples(average, data, loop.device, backbone.spec.size_multiple))
     if loop.is_due(config.run.export_every):
         step = loop.state.step + 1

@@ -293,7 +293,7 @@ def _report(
         policy = (*trainee.reference, POLICY)
         with showing(loop.parts[POLICY].module, loop.averaged(POLICY)), trainee.stack.using(*policy):
             if validates:
-                loop.validate(lambda watch: validate(trainee.backbone, data, spec, told, device, watch))
+                previews &= loop.validate(lambda watch: validate(trainee.backbone, data, spec, told, device, watch))
             if previews:
                 lq, gt = sample_pair(data)
                 if not shown:
