@@ -24,6 +24,7 @@ from .candidates.sources import Group
 from .candidates.store import Candidates, CandidateStore
 from .config import ConfigError
 from .prompts import Tell
+from .validation import Watch, unwatched
 
 LOGGER = logging.getLogger("alignsr")
 BEST = "best.safetensors"
@@ -114,11 +115,12 @@ class Probe:
         self.seeds, self.store, self.tell, self.device = config.seeds, store, tell, device
         self.groups = [group_of(store, number) for number in groups]
 
-    def look(self, backbone: Any) -> Look:
+    def look(self, backbone: Any, watch: Watch = unwatched) -> Look:
         """Sample and score.
 
         Args:
             backbone: the policy, its answers in float32.
+            watch: told before every picture, while they are sampled and again, as in the last one, while they are scored.
 
         Raises:
             FloatingPointError: NaN or infinity; the message names picture, step and sample.
@@ -129,8 +131,11 @@ class Probe:
             with torch.inference_mode(False), torch.no_grad():  # whatever modules remember must serve training too
                 return drawn(group, seeds)
 
-        made = [make_group(self.settings, group, draw, fresh=self.seeds) for group in self.groups]
-        table = torch.stack([self._scores(name, made) for name in self.metrics], -1)  # [pictures, seeds, metrics]
+        made: list[Candidates] = []
+        for group in self.groups:
+            watch(len(made), len(self.groups))
+            made.append(make_group(self.settings, group, draw, fresh=self.seeds))
+        table = torch.stack([self._scores(name, made, watch) for name in self.metrics], -1)  # [pictures, seeds, metrics]
         rewards = [
             hybrid_reward(scores, self.metrics, weights=self.weights, ranges=ranges)
             for scores, ranges in zip(table, self.ranges, strict=True)
@@ -141,10 +146,11 @@ class Probe:
         spread = found.std(1, correction=0)
         return Look(float(found.mean()), float(spread.mean()), float(found.amin(1).mean()), made[0].pictures)
 
-    def _scores(self, name: str, made: list[Candidates]) -> Tensor:
+    def _scores(self, name: str, made: list[Candidates], watch: Watch) -> Tensor:
         scorer, spec = Scorer(name, self.device), spec_of(name)
         rows: list[Tensor] = []
         for group in made:
+            watch(len(made) - 1, len(made))  # no picture is done before its scores are known
             sr = group.pictures.float() / 255
             gt, lq = ((x.float() / 255).expand(len(sr), -1, -1, -1) for x in (group.gt, group.lq))
             rows.append(
@@ -191,19 +197,24 @@ class Guard:
         """Whether to look after `step` steps."""
         return self.probe is not None and (step % self.config.every == 0 or step == last)
 
-    def look(self, step: int, backbone: Any, part: nn.Module) -> dict[str, float]:
+    def is_owed(self, step: int, last: int) -> bool:
+        """Whether the look where a run stands, after `step` steps, is due and was not taken: it was cut, or nobody has begun."""
+        return self.is_due(step, last) and all(entry[0] != step for entry in self.state["history"])
+
+    def look(self, step: int, backbone: Any, part: nn.Module, watch: Watch = unwatched) -> dict[str, float]:
         """Look, and note what was seen.
 
         Args:
             step: steps done.
             backbone: the policy.
             part: what is trained; kept where it is the best so far.
+            watch: told before every picture; where it raises, nothing was seen.
 
         Returns:
             Figures for the log.
         """
         assert self.probe is not None
-        seen = self.probe.look(backbone)
+        seen = self.probe.look(backbone, watch)
         history: list[list[float]] = self.state["history"]
         best = max((entry[1] for entry in history), default=-math.inf)
         history.append([step, seen.reward, seen.spread, seen.worst])

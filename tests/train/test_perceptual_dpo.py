@@ -19,7 +19,7 @@ from alignsr.train.candidates.record import read_config, write_config
 from alignsr.train.config import ConfigError, published
 from alignsr.train.loop import NonFiniteError, SilentHooks, Stopped
 from alignsr.train.policy import trained_file
-from alignsr.train.preference_sampling import check_candidates
+from alignsr.train.preference_sampling import before_and_after, check_candidates
 from alignsr.train.preferences import PreferenceData
 from alignsr.train.recipes import load_config
 from alignsr.train.recipes import perceptual_dpo as recipe
@@ -320,7 +320,7 @@ def test_adapters_on_the_network_open_where_models_are_used(runs, controls, tmp_
 
 def test_the_guard_stops_at_a_falling_reward_and_gives_the_best_weights(runs, controls, tmp_path, monkeypatch):
     rewards = iter([0.5, 0.6, 0.7, 0.5, 0.5, 0.4, 0.3])
-    monkeypatch.setattr(guard.Probe, "look", lambda self, backbone: guard.Look(next(rewards), 0.1, 0.2, torch.zeros(1)))
+    monkeypatch.setattr(guard.Probe, "look", lambda *_: guard.Look(next(rewards), 0.1, 0.2, torch.zeros(1)))
     config = light("tiny-dp2o-pixel", runs, controls, guard__pictures=1, guard__every=1, guard__patience=2,
                    guard__tolerance=0.05, run__steps=9, optimizer__learning_rate=1e-2, run__export_every=1)  # fmt: skip
     result = recipe.train(config, tmp_path / "run")
@@ -343,13 +343,55 @@ def test_the_guard_stops_at_a_falling_reward_and_gives_the_best_weights(runs, co
 def test_weights_of_a_look_that_is_forgotten_are_told_by_their_own_step(tmp_path, monkeypatch, caplog):
     rewards = iter([0.5, 0.6])
     probe = object.__new__(guard.Probe)
-    monkeypatch.setattr(guard.Probe, "look", lambda self, backbone: guard.Look(next(rewards), 0.1, 0.2, torch.zeros(1)))
+    monkeypatch.setattr(guard.Probe, "look", lambda *_: guard.Look(next(rewards), 0.1, 0.2, torch.zeros(1)))
     watch, part = guard.Guard(guard.GuardConfig(pictures=1), probe, tmp_path, {}), torch.nn.Linear(2, 2)
     watch.look(0, None, part)
     watch.look(8, None, part)
     assert watch.restore_best(part) == 8 and not caplog.records
     watch.state["history"].pop()  # the checkpoint that a killed run goes on from knows nothing of it
     assert watch.best_step == 0 and watch.restore_best(part) == 8 and "of step 8, seen before an interruption" in caplog.text
+
+
+class StopInLook(StopAfter):
+    """Asks to stop at the second picture of the look after a step, or at the first one that is scored."""
+
+    def __init__(self, step, scoring):
+        super().__init__(step)
+        self.scoring, self.looked = scoring, []
+
+    def validating(self, done, total):
+        self.looked.append((done, total))
+        assert done < total
+
+    def should_stop(self):
+        return len(self.looked) == 4 * (self.step // 2) + (3 if self.scoring else 2)
+
+
+@pytest.mark.parametrize("scoring", [False, True])
+@pytest.mark.parametrize("step", [0, 2, 4])
+def test_a_look_is_left_within_one_picture_and_made_up_for(step, scoring, runs, controls, tmp_path, monkeypatch):
+    """The guard then knows and decides what it does in the uninterrupted run, after the last step too."""
+    config = light("tiny-dp2o-pixel", runs, controls, guard__pictures=2, guard__every=2, run__preview_every=1,
+                   guard__metrics=["psnr_y"], **FOUR, run__log_every=4)  # fmt: skip
+    whole = recipe.train(config, tmp_path / "whole")
+    hooks, made, real = StopInLook(step, scoring), [], guard.make_group
+    monkeypatch.setattr(guard, "make_group", lambda *given, **more: made.append(given[1]) or real(*given, **more))
+    shown = []
+    monkeypatch.setattr(recipe, "before_and_after", lambda *given: shown.append(1) or before_and_after(*given))
+    with pytest.raises(Stopped, match=f"stopped at step {step} of 4"):
+        recipe.train(config, tmp_path / "run", hooks)
+    assert len(made) == 2 * (step // 2) + 1 + scoring, "pictures of the looks before, and those of the look that was cut"
+    assert len(shown) == max(step - 1, 0), "none after it"
+    assert [p.stem for p in checkpoints(tmp_path / "run")][-1:] == ([f"state-{step:08d}"] if step else [])
+    rest = recipe.train(config, tmp_path / "run", resume=True)
+    assert equal_files(whole.weights, rest.weights) and equal_files(
+        tmp_path / "whole" / guard.BEST, tmp_path / "run" / guard.BEST
+    )
+    looks = [read_info(checkpoints(tmp_path / name)[-1])["extra"]["guard"] for name in ("whole", "run")]
+    assert looks[0] == looks[1] and [entry[0] for entry in looks[0]["history"]] == [0, 2, 4]
+    noted = [[(e["step"], e["probe_reward"]) for e in found.logs if "probe_reward" in e] for found in (whole, rest)]
+    assert noted[0] == noted[1] and len(noted[0]) == 2
+    assert (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").count("probe_reward") == 2
 
 
 def test_the_guard_stops_at_a_drift(runs, controls, tmp_path):

@@ -31,7 +31,7 @@ from ...core.records import PreferenceBatch
 from ..candidates.config import CandidatesConfig
 from ..config import OptimizerConfig, RunConfig, ScheduleConfig, added, positive, run_only, to_mapping
 from ..guard import Guard, GuardConfig, Probe
-from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult, autocast_for
+from ..loop import Hooks, Loop, SilentHooks, Stopped, Trained, TrainResult, autocast_for
 from ..multi_step import POLICY, AdapterConfig, Autocast, MultiStepModelConfig
 from ..one_step import DTYPES
 from ..one_step_files import showing
@@ -44,6 +44,7 @@ from ..processes import make_accelerator
 from ..prompts import PROMPTS, Tell, prompt_teller
 from ..reference_errors import ReferenceErrors, precompute, weights_digest
 from ..session import training
+from ..validation import Watch
 
 LOGGER = logging.getLogger("alignsr")
 PART = "policy"
@@ -160,8 +161,7 @@ def train(
         sampled, drawn = as_sampled(policy.backbone, settings, loop)
         probe = Probe(config.guard, drawn, data.store, data.held_out, tell, loop.device) if config.guard.pictures else None
         guard = Guard(config.guard, probe, folder, loop.state.extra.setdefault("guard", {}))
-        if loop.is_main and probe is not None and not guard.state["history"]:
-            guard.look(0, sampled, policy.part)
+        _look_where_owed(config, policy, loop, guard, sampled)
 
         with loop.prefetch(data, config.data.workers) as feed, closing(loop.steps()) as steps:
             for step in steps:
@@ -185,6 +185,7 @@ def train(
                 guard.watch(step + 1, drift)
                 if loop.is_main:
                     _report(config, policy, loop, guard, sampled, drawn, data, tell)
+        _require_look(config, loop, guard)  # that of the last step may have been cut: what it says decides which weights are best
 
         best = guard.restore_best(loop.averaged(PART)) if guard.stopped else 0
         if guard.stopped:
@@ -282,6 +283,39 @@ def _precomputed(
     return known
 
 
+def _look_where_owed(config: PerceptualDpoConfig, policy: Policy, loop: Loop, guard: Guard, sampled: Autocast) -> None:
+    """The probe, where the run stands at a look that was not taken: before training, and after one was cut.
+
+    Raises:
+        Stopped: the user asked for it meanwhile.
+    """
+    step, seen = loop.state.step, dict[str, float]()
+
+    def look(watch: Watch) -> dict[str, float]:
+        seen.update(guard.look(step, sampled, policy.part, watch))
+        return seen
+
+    if loop.is_main and guard.is_owed(step, config.run.steps):
+        with showing(policy.part, loop.averaged(PART)):
+            loop.validate(look)
+        if seen and step:
+            if loop.logs and loop.logs[-1]["step"] == step:
+                loop.logs[-1] |= seen
+            loop.checkpoint()  # a look takes long: kept whatever comes
+    _require_look(config, loop, guard)
+
+
+def _require_look(config: PerceptualDpoConfig, loop: Loop, guard: Guard) -> None:
+    """Go no further without the look that is due where the run stands, or the guard would decide otherwise than uninterrupted.
+
+    Raises:
+        Stopped: the user did not wait for it; a resumed run takes it first.
+    """
+    step, last = loop.state.step, config.run.steps
+    if loop.agreed(loop.is_main and guard.is_owed(step, last)):
+        raise Stopped(f"stopped at step {step} of {last}, in the middle of a look; continue with --resume")
+
+
 def _report(
     config: PerceptualDpoConfig,
     policy: Policy,
@@ -295,9 +329,10 @@ def _report(
     """The probe, a sample and kept weights, when they are due."""
     step = loop.state.step + 1
     with showing(policy.part, loop.averaged(PART)):
+        previews = loop.is_due(config.run.preview_every)
         if guard.is_due(step, config.run.steps):
-            loop.note(**guard.look(step, sampled, policy.part))
-        if loop.is_due(config.run.preview_every):
+            previews &= loop.validate(lambda watch: guard.look(step, sampled, policy.part, watch))
+        if previews:
             loop.show(before_and_after(sampled, data, drawn, tell, loop.device))
         if loop.is_due(config.run.export_every):
             save_policy(
