@@ -155,13 +155,15 @@ def train(
     from ..train.config import config_hash, find_config, published
     from ..train.loop import Stopped
     from ..train.recipes import load_config
+    from ..train.sources import check_sources
     from ..train.state import checkpoints
 
     if config.is_dir() or config.suffix.lower() == ".json":
         got, hint = ("a folder", "name a file in it") if config.is_dir() else ("a JSON file", "`alignsr run` runs workflows")
         raise ValueError(f"{config}: expected a TOML file, got {got}; {hint}")
     if not find_config(config).is_file():
-        names = [name for name in published() if not name.startswith("tiny-")]
+        is_tiny = config.name.startswith("tiny-")
+        names = [name for name in published() if name.startswith("tiny-") == is_tiny]
         near = did_you_mean(str(config), names)
         few = "README lists them, such as lite-x4, aesop-rrdb-128, strsr-flux2-klein-stage1, asasr-flux and dp2o-sd2"
         raise FileNotFoundError(
@@ -187,6 +189,8 @@ def train(
             "--resume",
         ]
     )
+    if not resume:  # a finished run needs no pictures to be found again
+        check_sources(settings)
     try:
         with Progress(settings.run.steps, quiet) as bar, ctrl_c_asks() as cancelled:
             hooks = TerminalHooks(bar, folder, cancelled, settings.run.log_every)

@@ -100,7 +100,8 @@ def did_you_mean(word: str, choices: list[str] | tuple[str, ...]) -> str:
     """Return `did you mean 'x'? ` for a near miss or the list of choices, for the end of an error message."""
     import difflib
 
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean {near[0]!r}?"
+    near = difflib.get_close_matches(word, choices, n=max(len(choices), 1), cutoff=0.6)
+    if near:  # of several that are equally near, the first by name
+        best = max(sorted(near), key=lambda choice: difflib.SequenceMatcher(None, choice, word).ratio())
+        return f"did you mean {best!r}?"
     return f"choose one of: {', '.join(sorted(choices))}"

@@ -59,6 +59,7 @@ class AESOPAutoEncoder:
         "Loads an auto-encoder whose bottleneck is a small RGB image: what it can give back is what a network could predict from "
         "the low-resolution picture. Takes the released files, files of Train Auto-Encoder, and a tiny bundled one."
     )
+    MODEL_FOLDERS = (("model_name", "alignsr"),)
     FUNCTION = "load"
     RETURN_TYPES = (AUTOENCODER, "STRING")
     RETURN_NAMES = ("autoencoder", "info")

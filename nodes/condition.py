@@ -68,6 +68,7 @@ class LoadVLM:
         "Names the vision-language model that looks at the small picture: Qwen3-VL-4B-Instruct for StrSR. Its weights are read "
         "when a picture comes that it has not seen."
     )
+    MODEL_FOLDERS = (("vlm_name", "text_encoders"),)
     FUNCTION = "load"
     RETURN_TYPES = (VLM, "STRING")
     RETURN_NAMES = ("vlm", "info")
@@ -271,6 +272,7 @@ class TextEncode:
         "with VLM Encode instead; other adapters may know prompts. For models of many steps each prompt is encoded once and "
         "found again on disk, without the encoders."
     )
+    MODEL_FOLDERS = (("encoder_name", "text_encoders"),)
     FUNCTION = "encode"
     RETURN_TYPES = (CONDITIONING,)
     RETURN_NAMES = ("conditioning",)

@@ -27,6 +27,7 @@ class LoadDiscriminator:
         "Chooses the critic of One-Step Trainer: a frozen network that looks at pictures, and heads that learn to tell results "
         "from photographs. The file is found and checked here, and read when training begins."
     )
+    MODEL_FOLDERS = (("model_name", "alignsr"),)
     FUNCTION = "load"
     RETURN_TYPES = (DISCRIMINATOR, "STRING")
     RETURN_NAMES = ("discriminator", "info")

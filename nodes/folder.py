@@ -24,7 +24,7 @@ def find_folder(name: str, what: str = "folder") -> Path:
     path = Path(name).expanduser()
     if not path.is_absolute():
         try:
-            path = get_host().find_input(name)
+            path = get_host().find_input(name, "folder")
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{what}: {str(error).removeprefix('image: ')}") from error
     if not path.is_dir():

@@ -151,8 +151,12 @@ class Host(ABC):
         folders = [folder for folder in self.input_dirs() if folder.is_dir()]
         return sorted({path.name for folder in folders for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES})
 
-    def find_input(self, name: str) -> Path:
+    def find_input(self, name: str, what: str = "file") -> Path:
         """Path of an input file or folder; `name [output]` and `name [temp]` look into those folders, as in ComfyUI.
+
+        Args:
+            name: of the file or folder.
+            what: of the two it is, for messages.
 
         Raises:
             FileNotFoundError: names the folders searched.
@@ -164,7 +168,9 @@ class Host(ABC):
         for candidate in self._input_candidates(plain, folders):
             if plain and candidate.exists():
                 return candidate
-        raise FileNotFoundError(f"image: expected a file in {' or '.join(map(str, folders))}, found no {plain!r}; check the name")
+        raise FileNotFoundError(
+            f"image: expected a {what} in {' or '.join(map(str, folders))}, found no {plain!r}; check the name"
+        )
 
     def _input_candidates(self, name: str, folders: Sequence[Path]) -> list[Path]:
         return [folder / name for folder in folders if _is_inside(folder / name, folder)]

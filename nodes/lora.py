@@ -50,6 +50,7 @@ class LoadLoRA:
         "Reads the adapter of a large one-step model: one of our files, the released pair state_dict.pth and projector.pth, or a "
         "LoRA of FLUX.2 [klein] or Z-Image as ComfyUI's own loader takes it."
     )
+    MODEL_FOLDERS = (("lora_name", "loras"),)
     FUNCTION = "load"
     RETURN_TYPES = (LORA, "STRING")
     RETURN_NAMES = ("lora", "info")

@@ -83,6 +83,7 @@ class LoadSRModel:
         "Loads a super-resolution model: one of the bundled ones, or a file from models/alignsr or models/upscale_models "
         "(AlignSR files, and any architecture that spandrel knows)."
     )
+    MODEL_FOLDERS = (("model_name", "alignsr"),)
     FUNCTION = "load"
     RETURN_TYPES = (SR_MODEL, "STRING")
     RETURN_NAMES = ("model", "info")

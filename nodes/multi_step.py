@@ -68,6 +68,7 @@ class LoadMultiStepBackbone:
         "single files or as a diffusers folder. Conditioned by the enlarged input itself (add a LoRA with Merge LoRA: ASASR) or "
         "by a control branch (C-FLUX, C-SD2 and their DP2O-SR versions). Without either it makes pictures and does not restore."
     )
+    MODEL_FOLDERS = (("model_name", "diffusion_models"), ("control_name", "controlnet"), ("vae_name", "vae"))
     FUNCTION = "load"
     RETURN_TYPES = (SR_MODEL, "STRING")
     RETURN_NAMES = ("model", "info")

@@ -150,6 +150,7 @@ class LoadOneStepBackbone:
         "Z-Image-Turbo, as single files from models/diffusion_models and models/vae, or as a diffusers folder. Add a LoRA with "
         "Merge LoRA; without one such a model makes pictures, it does not restore them."
     )
+    MODEL_FOLDERS = (("model_name", "diffusion_models"), ("vae_name", "vae"))
     FUNCTION = "load"
     RETURN_TYPES = (SR_MODEL, "STRING")
     RETURN_NAMES = ("model", "info")

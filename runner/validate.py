@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..nodes.host import get_host
 from .errors import WorkflowError, did_you_mean, raise_all, shown
 from .specs import (
     Graph,
@@ -272,9 +273,15 @@ class Validator:
             if not own_check:
                 check_limits(spec, value)
         except ValueError as error:
-            self._problem(node_id, spec.name, str(error))
+            self._problem(node_id, spec.name, f"{error}{self._home(node_id, spec)}")
             return
         inputs[spec.name] = {"__value__": value} if isinstance(value, list) else value
+
+    def _home(self, node_id: str, spec: InputSpec) -> str:
+        """Where a model file of one's own belongs to be a choice of this input, for the end of a message."""
+        key = dict(attribute(self._class(node_id), "MODEL_FOLDERS", ())).get(spec.name)
+        folders = get_host().model_dirs(key) if key and spec.choices is not None else []
+        return f"; a file of your own is a choice once it lies in {folders[-1]}, under its name in there" if folders else ""
 
     def _check_undeclared(self, node_id: str, specs: Mapping[str, InputSpec]) -> None:
         """As in ComfyUI unknown literals are ignored and unknown links reach the function, if it takes any."""

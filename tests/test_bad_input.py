@@ -590,6 +590,22 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
         lambda p: ["models", "check", "StrSR-flux"],
         "get it with `alignsr models download StrSR-flux`",
     ),
+    "a folder of pictures that is missing, before the base model": (
+        lambda p: ["train", "strsr-flux2-klein-stage1", "--set", 'data.folders=["nofolder"]', "--out", p.out],
+        "data.folders: expected a folder of images at nofolder, found none",
+    ),
+    "nearly the name of a tiny config": (
+        lambda p: ["train", "tiny-strsr-flux2-klein-stage"],
+        "did you mean 'tiny-strsr-flux2-klein-stage1'?",
+    ),
+    "an adapter that lies elsewhere, run": (
+        lambda p: strsr(p, n3__lora_name="runs/t2/x.safetensors"),
+        "/loras, under its name in there",
+    ),
+    "a training folder that is missing, run": (
+        lambda p: graph_of_training(p, n1__features="network", n6__data_folder="strsr-pictures"),
+        "input 'data_folder': expected a folder in ",
+    ),
     "a picture, check": (lambda p: ["models", "check", p.good], "expected a weight file (.safetensors, .pth"),
     # outputs
     "a file in place of the output folder": (

@@ -3,6 +3,7 @@
 import itertools
 import re
 import shlex
+import subprocess
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from paths import ROOT
 COMMANDS = [
     shlex.split(line)
     for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    if line.startswith("alignsr run workflows/")
+    if line.startswith("alignsr run workflows/") and "[@]" not in line
 ]
 
 
@@ -26,6 +27,27 @@ def test_every_template_has_its_command() -> None:
     assert sorted(command[2] for command in COMMANDS) == sorted(
         f"workflows/{path.name}" for path in (ROOT / "workflows").glob("*.json")
     )
+
+
+def test_the_miniature_of_the_ablation_names_nodes_inputs_and_choices(tmp_path: Path) -> None:
+    """As the shell reads README's lines; with its pictures in place nothing is missing, and no node keeps a large model."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^tiny=\(.*?^alignsr run [^\n]*", text, re.MULTILINE | re.DOTALL)
+    said = [
+        subprocess.run(["bash", "-c", f"alignsr() {{ printf '%s\\n' \"$@\"; }}\n{each}"], capture_output=True) for each in lines
+    ]
+    (command,) = (done.stdout.decode().splitlines() for done in said)
+    make_pictures(tmp_path / "strsr-pictures", 2)
+    (tmp_path / "strsr-pictures" / "picture_0.png").rename(tmp_path / "photo.jpg")
+    sets = [value for flag, value in itertools.pairwise(command) if flag == "--set"]
+    classes = default_node_classes()
+    with use_host(LocalHost(output_dir=tmp_path / "out", input_dirs=[tmp_path], models_dirs=[tmp_path / "models"])):
+        graph = load_workflow(ROOT / command[1])[0]
+        apply_sets(graph, sets, classes)
+        assert validate(graph, classes)
+    inputs = [node["inputs"] for node in graph.values()]
+    assert all(each["config"].startswith("tiny-") for each in inputs if "config" in each)
+    assert all(each["features_file"] == "random" for each in inputs if "features_file" in each)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: Path(command[2]).stem)

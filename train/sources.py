@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from PIL import Image
 
@@ -135,6 +135,26 @@ def find_sources(config: DataConfig, scale: int) -> tuple[list[Source], list[Sou
     if keep < 1:
         raise DataError(f"data.holdout: expected fewer than {len(sources)} files, got {config.holdout}; hold out fewer")
     return sources[:keep], sources[keep:]
+
+
+def check_sources(config: Any) -> None:
+    """See that the pictures of a recipe's config are there: at once, where loading its models may take minutes.
+
+    Args:
+        config: of a recipe. One whose `data` is no `DataConfig`, or is not used, has nothing to check.
+
+    Raises:
+        DataError: a folder or shard that does not exist, or a folder without pictures.
+    """
+    data = config.data
+    if not isinstance(data, DataConfig) or getattr(config, "artefacts", None) is not None:
+        return
+    if data.shards:
+        expand_shards(data.shards)
+        return
+    for key, folders in (("data.folders", data.folders), ("data.lq_folders", data.lq_folders)):
+        for folder in folders:
+            _images(folder, key)
 
 
 def _images(folder: str, key: str) -> list[Path]:

@@ -1,6 +1,5 @@
 import json
 import math
-import os
 import random
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from process_helpers import run_processes
 from train_helpers import StopAfter, equal_files, make_pictures, tiny
 
 from alignsr.core.weights import WeightsError, load_state_dict, read_info
@@ -159,11 +159,20 @@ def test_two_processes_equal_one_with_a_doubled_batch(pictures, tmp_path):
         "dist.destroy_process_group()\n",
         encoding="utf-8",
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"}, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_processes([str(script)], tmp_path / "logs", environment={"ACCELERATE_USE_CPU": "true"})
     a, b = load_state_dict(one.weights), load_state_dict(tmp_path / "two" / "tiny-lite-x4.safetensors")
     assert all(torch.allclose(a[key], b[key], atol=2e-6) for key in a)
+
+
+def test_what_a_process_that_dies_said_is_kept(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import os, sys\nprint('the reason', file=sys.stderr, flush=True)\nos.abort() if os.environ['RANK'] == '1' else None\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(AssertionError) as caught:
+        run_processes([str(script)], tmp_path / "logs")
+    assert "the reason" in str(caught.value) and "Fatal Python error: Aborted" in str(caught.value)
 
 
 def test_training_lowers_the_loss(pictures, tmp_path):

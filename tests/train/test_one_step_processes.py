@@ -1,12 +1,10 @@
 """Two processes train one-step restoration as one process does with doubled accumulation, or with a doubled batch."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from process_helpers import run_processes
 from train_helpers import make_pictures
 
 from alignsr.core.weights import load_state_dict
@@ -49,11 +47,10 @@ def test_two_processes_equal_one(case, tmp_path):
 
     recipe, config = load_config(name, sets(alone))
     one = recipe.train(config, tmp_path / "one")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "alignsr", "train"]
-    command = [*launch, name, *(part for item in sets({}) for part in ("--set", item)), "--out", str(tmp_path / "two"), "--quiet"]
-    environment = os.environ | ({"ACCELERATE_USE_CPU": "true"} if torch.accelerator.is_available() else {})
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    items = [part for item in sets({}) for part in ("--set", item)]
+    command = ["-m", "alignsr", "train", name, *items, "--out", str(tmp_path / "two"), "--quiet"]
+    environment = {"ACCELERATE_USE_CPU": "true"} if torch.accelerator.is_available() else {}
+    run_processes(command, tmp_path / "logs", environment=environment)
     lines = (tmp_path / "two" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     for ours, theirs in zip(one.logs, map(json.loads, lines), strict=True):
         for key in ours:
