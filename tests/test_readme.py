@@ -33,9 +33,8 @@ def test_the_miniature_of_the_ablation_names_nodes_inputs_and_choices(tmp_path: 
     """As the shell reads README's lines; with its pictures in place nothing is missing, and no node keeps a large model."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = re.findall(r"^tiny=\(.*?^alignsr run [^\n]*", text, re.MULTILINE | re.DOTALL)
-    said = [
-        subprocess.run(["bash", "-c", f"alignsr() {{ printf '%s\\n' \"$@\"; }}\n{each}"], capture_output=True) for each in lines
-    ]
+    shell = "alignsr() { printf '%s\\n' \"$@\"; }"  # says what it was given
+    said = [subprocess.run(["bash", "-c", f"{shell}\n{each}"], capture_output=True, check=True) for each in lines]
     (command,) = (done.stdout.decode().splitlines() for done in said)
     make_pictures(tmp_path / "strsr-pictures", 2)
     (tmp_path / "strsr-pictures" / "picture_0.png").rename(tmp_path / "photo.jpg")
