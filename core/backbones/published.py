@@ -78,13 +78,10 @@ def find_source(
         if (folder := next(filter(None, found), None)) is not None:
             return folder
         kept = next((place for place in places if place.name == DIFFUSERS), None)
-        home = kept or next(iter(places), Path(DIFFUSERS))
-        command = f"alignsr models download {whole.download}"
-        if not whole.download:
-            get = "a diffusers folder in"
-        elif kept is None:
-            get = f"a diffusers folder (`{command}` gets one) in"
-        else:  # the terminal need not have the model folders of the program that says this
-            get = f'`{command} --to "{kept.parent}"`, to'
-        raise MissingModelError(f"{error}. Or {get} {home / whole.folders[0]}") from error
+        home, command = kept or next(iter(places), Path(DIFFUSERS)), f"alignsr models download {whole.download}"
+        if whole.download and kept is not None:  # --to, since a terminal need not know the model folders of who says this
+            get = f'`{command} --to "{kept.parent}"`, to {kept / whole.folders[0]}'
+        else:
+            get = f"a diffusers folder{f' (`{command}` gets one)' if whole.download else ''} in {home / whole.folders[0]}"
+        raise MissingModelError(f"{error}. Or {get}") from error
     return None
