@@ -104,11 +104,8 @@ class Host(ABC):
         return list(dict.fromkeys(folder for key in MODEL_FOLDER_KEYS for folder in self.model_dirs(key)))
 
     def training_dirs(self) -> list[Path]:
-        """Every folder that a recipe may find a file in: `all_model_dirs`, and those of parts of large models that are there.
-
-        Those of diffusers folders need not be there: a recipe says that a download goes into them.
-        """
-        parts = [folder for key in PART_FOLDER_KEYS for folder in self.model_dirs(key) if folder.is_dir() or key == "diffusers"]
+        """Every folder that a recipe may find a file in: `all_model_dirs`, and those of parts of large models that are there."""
+        parts = [folder for key in PART_FOLDER_KEYS for folder in self.model_dirs(key) if folder.is_dir()]
         return list(dict.fromkeys([*self.all_model_dirs(), *parts]))
 
     def list_models(self) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.backbones.latent import find_kind
-from ..core.backbones.published import DIFFUSERS, find_source
+from ..core.backbones.published import find_source
 from ..core.lora import Adapter
 from ..core.lora_files import read_adapter
 from ..core.weights import MissingModelError, WeightsError, find_model, read_info
@@ -99,8 +99,7 @@ def named_source(
         return name if name == TINY else existing(name, folders)
     chosen = {find_kind(kind).main: network, "vae": autoencoder}
     given = {part: file for part, file in chosen.items() if file}
-    files = tuple(place for place in folders if Path(place).name != DIFFUSERS or Path(place).is_dir())  # a place for downloads
-    return find_source(kind, dict.fromkeys(KEYS, files), folders, version=version, chosen=given)
+    return find_source(kind, dict.fromkeys(KEYS, tuple(folders)), folders, version=version, chosen=given)
 
 
 def named_adapter(name: str, folders: Sequence[str | Path], *, what: str = "an adapter", hint: str = "") -> Adapter:

@@ -31,6 +31,7 @@ PUBLISHED: dict[str, Published] = {
     "sdxl": Published(("stable-diffusion-xl-base-1.0",), "sdxl"),
 }
 DIFFUSERS = "diffusers"  # ComfyUI's folder of diffusers folders, and below `--to` that of the command
+OURS = "alignsr"  # our folder among ComfyUI's
 STABLE_DIFFUSION = "sd2"  # which one it is where nothing says
 
 
@@ -77,7 +78,8 @@ def find_source(
         found = (find_folder(folder, kind.main, places) for folder in whole.folders)
         if (folder := next(filter(None, found), None)) is not None:
             return folder
-        kept = next((place for place in places if place.name == DIFFUSERS), None)
+        beside = (place.parent / DIFFUSERS for place in places if place.name == OURS)  # where training looks, once it is there
+        kept = next((place for place in places if place.name == DIFFUSERS), next(beside, None))
         home, command = kept or next(iter(places), Path(DIFFUSERS)), f"alignsr models download {whole.download}"
         if whole.download and kept is not None:  # --to, since a terminal need not know the model folders of who says this
             get = f'`{command} --to "{kept.parent}"`, to {kept / whole.folders[0]}'
