@@ -1,6 +1,6 @@
 """Plots: loss curves, radial spectra, methods in a plane; drawn by matplotlib without its global state."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -52,11 +52,20 @@ def panels(
     return _to_image(figure)
 
 
-def curves(series: Mapping[str, Points], *, x_label: str, title: str, y_label: str = "", log_y: bool = False) -> Image.Image:
+def curves(
+    series: Mapping[str, Points],
+    *,
+    x_label: str,
+    title: str,
+    y_label: str = "",
+    log_y: bool = False,
+    decibels: Collection[str] = (),
+) -> Image.Image:
     """Lines over a common x axis; series far above the first, or 20 times as large, get the right-hand axis.
 
-    Series of more than 60 points are drawn pale with their moving mean on top; a single point is written out as a number. Equal
-    series share one line and one label. The ticks of x are whole where x is.
+    Series of more than 60 points are drawn pale with their moving mean on top; a single point is written out as a number, in the
+    legend where there are many. Equal series share one line and one label. The ticks of x are whole where x is. Lines differ in
+    colour, from the eleventh on in their dashes too.
 
     Args:
         series: name -> (x, y) points, not empty.
@@ -64,44 +73,50 @@ def curves(series: Mapping[str, Points], *, x_label: str, title: str, y_label: s
         title: above the picture.
         y_label: of the left y axis.
         log_y: logarithmic left axis.
+        decibels: names of series that get a panel of their own below the others.
 
     Returns:
-        800x480 RGB picture.
+        RGB picture 800 pixels wide; 480 high, and 160 more for each of a second panel and a long legend.
 
     Raises:
         ValueError: no series.
     """
     if not series:
         raise ValueError("series: expected at least one curve, got none; log something first")
-    figure, axes = _figure(8, 4.8)
     merged: dict[str, Points] = {}
+    below: set[str] = set()
     for name, points in series.items():
         twin = next((other for other, known in merged.items() if list(known) == list(points)), None)
         if twin is None:
             merged[name] = points
         else:
             merged = {f"{other}, {name}" if other == twin else other: known for other, known in merged.items()}
-    first = next(iter(merged.values()))
+            below = {f"{other}, {name}" if other == twin else other for other in below}
+        if twin is None and name in decibels:
+            below.add(name)
+    upper = {name: points for name, points in merged.items() if name not in below}
+    has_two = bool(below and upper)
+    figure, axes = _figure(8, 4.8 + 1.6 * has_two + 1.6 * (len(merged) > _MANY))
+    lower: Any = axes
+    if has_two:
+        figure.clear()
+        axes, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    first = next(iter(upper.values() or merged.values()))
     right = None
+    is_crowded = sum(len(points) == 1 for points in merged.values()) > _MANY // 2
     for index, (name, points) in enumerate(merged.items()):
-        target = axes
-        if _is_elsewhere(points, first):
+        target = lower if name in below else axes
+        if target is axes and _is_elsewhere(points, first):
             right = right or axes.twinx()
             target, name = right, f"{name} (right axis)"
-        xs, ys = [x for x, _ in points], [y for _, y in points]
-        look: dict[str, Any] = {"color": f"C{index}", "marker": "o" if len(points) < 30 else "", "markersize": 3}
-        if len(points) == 1:  # no line to follow: the point itself is the curve, with its value above it
-            look["markersize"] = 8
-            above = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center", "color": look["color"]}
-            target.annotate(f"{ys[0]:.4g}", (xs[0], ys[0]), **above)
-        if len(points) > 60:
-            target.plot(xs, ys, alpha=0.3, linewidth=0.8, **look)
-            ys = _moving_mean(ys, len(ys) // 20)
-        target.plot(xs, ys, label=name, **look)
-    axes.set_xlabel(x_label)
+        _draw_line(target, name, points, index, is_crowded)
+    lower.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_title(title)
     axes.grid(alpha=0.3)
+    if has_two:
+        lower.set_ylabel("dB")
+        lower.grid(alpha=0.3)
     steps = {x for points in merged.values() for x, _ in points}
     _whole_ticks(axes, steps)
     if len(steps) == 1 and right is not None:  # the middle of both axes is one place: move one of the two points down
@@ -109,11 +124,45 @@ def curves(series: Mapping[str, Points], *, x_label: str, title: str, y_label: s
         right.set_ylim(low, high + (high - low) / 2)
     if log_y:
         axes.set_yscale("log")
-    for panel in (axes, right):
+    for panel in dict.fromkeys((axes, right, lower)):
         if panel is not None and not (log_y and panel is axes):
             panel.ticklabel_format(axis="y", useOffset=False)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    _add_legend(figure)
     return _to_image(figure)
+
+
+_MANY = 6  # series, above which the legend takes rows of its own and values of single points stand in it
+_DASHES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D")
+
+
+def _draw_line(target: Any, name: str, points: Points, index: int, is_crowded: bool) -> None:
+    """One series with a look of its own: ten colours, then the same with other dashes and markers."""
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    turn = index // 10 % len(_DASHES)
+    look: dict[str, Any] = {"color": f"C{index % 10}", "marker": _MARKERS[turn] if len(points) < 30 else "", "markersize": 3}
+    look["linestyle"] = _DASHES[turn]
+    if len(points) == 1:  # no line to follow: the point itself is the curve, with its value above it
+        look["markersize"] = 8
+        if is_crowded:
+            name = f"{name} {ys[0]:.4g}"
+        else:
+            above = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center", "color": look["color"]}
+            target.annotate(f"{ys[0]:.4g}", (xs[0], ys[0]), **above)
+    if len(points) > 60:
+        target.plot(xs, ys, alpha=0.3, linewidth=0.8, **look)
+        ys = _moving_mean(ys, len(ys) // 20)
+    target.plot(xs, ys, label=name, **look)
+
+
+def _add_legend(figure: Any) -> None:
+    """Below everything, in as many columns as fit beside each other."""
+    for columns in (4, 3, 2, 1):
+        legend = figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+        figure.draw_without_rendering()
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _is_elsewhere(points: Points, first: Points) -> bool:

@@ -374,7 +374,9 @@ class Loop:
             key: [(entry["step"], entry[key]) for entry in self.logs if key in entry] for key in dict.fromkeys(["loss", *keys])
         }
         title = self.folder.name.removesuffix(f"-{self.hash}")  # the hash covers paths: the same run elsewhere has the same curve
-        return curves({key: points for key, points in series.items() if points}, x_label="step", title=title)
+        shown = {key: points for key, points in series.items() if points}
+        decibels = [key for key in shown if "psnr" in key.rpartition("/")[2]]
+        return curves(shown, x_label="step", title=title, decibels=decibels)
 
     def finish(self) -> None:
         """Last checkpoint and end of the processes' group."""

@@ -116,6 +116,26 @@ def test_an_axis_that_is_not_counted_in_steps_keeps_its_fractions(monkeypatch):
     assert any(not float(tick).is_integer() for tick in figure.axes[0].get_xticks())
 
 
+def test_many_curves_are_told_apart_and_decibels_have_a_panel_of_their_own(monkeypatch):
+    losses = {f"discriminator/loss number {n}": [(float(i + 1), 2.0 + n / 60 + i / 50) for i in range(5)] for n in range(18)}
+    scores = {"psnr_y": [(1.0, 24.0), (5.0, 25.0)], "lr_psnr": [(1.0, 44.0), (5.0, 60.0)]}
+    figures = []
+    original = plots._to_image
+    monkeypatch.setattr(plots, "_to_image", lambda figure: figures.append(figure) or original(figure))
+    picture = curves(losses | scores, x_label="step", title="t", decibels=list(scores))
+    (figure,) = figures
+    upper, lower = figure.axes
+    assert lower.get_ylabel() == "dB" and [line.get_label() for line in lower.lines] == list(scores)
+    looks = [(line.get_color(), line.get_linestyle()) for axes in figure.axes for line in axes.lines]
+    assert len(set(looks)) == len(looks) == 20
+    assert upper.get_ylim()[1] < 5, "losses keep an axis of their own size"
+    (legend,) = figure.legends
+    texts = [text.get_window_extent() for text in legend.get_texts()]
+    assert len(texts) == 20 and all(0 <= box.x0 and box.x1 <= picture.width for box in texts)
+    assert not any(a.overlaps(b) for n, a in enumerate(texts) for b in texts[:n])
+    assert all(box.y1 < lower.get_window_extent().y0 for box in texts)
+
+
 def test_curves_merge_equal_series_and_smooth_long_ones():
     short = [(float(i), 1.0) for i in range(5)]
     assert curves({"a": short, "b": short}, x_label="step", title="t").size == (800, 480)
