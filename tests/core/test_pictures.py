@@ -131,7 +131,7 @@ def test_many_curves_are_told_apart_and_decibels_have_a_panel_of_their_own(monke
     assert upper.get_ylim()[1] < 5, "losses keep an axis of their own size"
     (legend,) = figure.legends
     texts = [text.get_window_extent() for text in legend.get_texts()]
-    assert len(texts) == 20 and all(0 <= box.x0 and box.x1 <= picture.width for box in texts)
+    assert len(texts) == 20 and all(box.x0 >= 0 and box.x1 <= picture.width for box in texts)
     assert not any(a.overlaps(b) for n, a in enumerate(texts) for b in texts[:n])
     assert all(box.y1 < lower.get_window_extent().y0 for box in texts)
 
