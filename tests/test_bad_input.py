@@ -516,6 +516,10 @@ ROWS: dict[str, tuple[Callable[[Place], Arguments], str]] = {
         ),
         "model.safetensors: the weights do not fit this network; missing: head.proj.weight",
     ),
+    "no heads of stage 1, train": (
+        lambda p: p.one_step('discriminator.init="models/stage1-critic.safetensors"'),
+        "discriminator.init: expected the critic's heads as stage 1 trained them, a path or a file in ",
+    ),
     "heads of another critic, train": (
         lambda p: p.one_step(f'discriminator.init="{p.model.as_posix()}"'),
         "model.safetensors: the weights do not fit this network",

@@ -24,7 +24,7 @@ from ..core.lora_files import save_adapter
 from ..core.records import Conditioning
 from ..core.weights import WeightsError, save_weights
 from .candidates.model import tiny_pixel
-from .config import ConfigError, empty_table, run_only
+from .config import ConfigError, empty_table, run_only, setting
 from .latent_cache import LatentCache
 from .one_step import DTYPES, PIXEL_TARGETS
 from .prompts import PROMPTS, TINY, prompt_teller
@@ -178,7 +178,8 @@ def build_trainee(
         ValueError: an adapter of another backbone or scope.
         ConfigError: a pixel model that is not sampled from noise.
     """
-    sft = named_adapter(config.adapter, folders) if config.adapter and config.adapter != TINY else None
+    with setting("model.adapter"):
+        sft = named_adapter(config.adapter, folders) if config.adapter and config.adapter != TINY else None
     facts = _facts(config)
     if sft is not None:
         facts = sft.agree(config.backbone, facts)
@@ -222,7 +223,8 @@ def add_adapter(
     alpha = config.alpha or float(config.rank)
     parameters = trainee.stack.add(name, targets, config.rank, alpha=alpha, generator=Generator().manual_seed(seed))
     if init:
-        start = named_adapter(init, folders)
+        with setting("model.init"):
+            start = named_adapter(init, folders)
         _agree(trainee, start)
         trainee.stack.fill(name, start)
         with torch.no_grad():

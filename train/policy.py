@@ -19,6 +19,7 @@ from ..core.adapters import AdapterStack, merged_state
 from ..core.backbones.base import Adjustable
 from ..core.diffusion import MultiStepBackbone
 from ..core.weights import find_model, load_into, load_state_dict, read_info, save_weights
+from .config import setting
 from .multi_step import POLICY, AdapterConfig, MultiStepModelConfig, Trainee, add_adapter, build_trainee, save_trained
 from .one_step import DTYPES, use_checkpointing
 from .start import named_adapter
@@ -153,7 +154,9 @@ def build_policy(
         original = copy.copy(backbone)
         original.control = copy.deepcopy(backbone.control)
         if model.init:
-            _load_control(backbone.control, find_model(model.init, folders))
+            with setting("model.init"):
+                path = find_model(model.init, folders, what="a trained control branch")
+            _load_control(backbone.control, path)
         backbone.control.requires_grad_(True)
         return Policy(kind, trainee, backbone.control, None, original)
     if kind == "lora":
@@ -166,7 +169,9 @@ def build_policy(
         generator = torch.Generator().manual_seed(seed)
         stack.add(POLICY, targets, lora.rank, alpha=lora.alpha or None, generator=generator)
         if model.init:
-            stack.fill(POLICY, named_adapter(model.init, folders))
+            with setting("model.init"):
+                start = named_adapter(model.init, folders)
+            stack.fill(POLICY, start)
         stack.use(POLICY)
     return Policy(kind, trainee, nn.ParameterList(stack.train(POLICY)), stack, None)
 

@@ -24,7 +24,7 @@ from ...core.networks.autoencoder import AutoEncoder, build_autoencoder, load_au
 from ...core.networks.official import read_official, save_autoencoder
 from ...core.records import LossTerms
 from ...core.weights import find_model, load_into
-from ..config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, added, empty_table, positive, to_mapping
+from ..config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, added, empty_table, positive, setting, to_mapping
 from ..data import PairData
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
 from ..loss_networks import RANDOM
@@ -95,7 +95,9 @@ def build_model(config: AutoencoderConfig, model_folders: Sequence[str | Path] =
     if model.init:
         load_into(autoencoder, load_autoencoder(model.init, model_folders).state_dict(), model.init)
     if model.init_decoder and model.init_decoder != RANDOM:
-        state = read_official(find_model(model.init_decoder, model_folders))
+        with setting("model.init_decoder"):
+            path = find_model(model.init_decoder, model_folders)
+        state = read_official(path)
         load_into(autoencoder.decoder, {name: tensor.float() for name, tensor in state.items()}, model.init_decoder)
     autoencoder.train().requires_grad_(True)
     autoencoder.decoder.requires_grad_(not model.freeze_decoder)

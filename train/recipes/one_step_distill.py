@@ -37,7 +37,7 @@ from ...core.resize import bicubic
 from ...core.restore import one_step
 from ...core.weights import find_model, load_into, load_state_dict, save_weights
 from ..conditioning import ConditioningConfig, TrainConditioner
-from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, positive, to_mapping
+from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, positive, setting, to_mapping
 from ..data import PairData, sample_seed
 from ..loop import Hooks, Loop, SilentHooks, Trained, TrainResult
 from ..loss_networks import build_features
@@ -140,7 +140,9 @@ def build_critic(config: OneStepDistillConfig, model_folders: Sequence[str | Pat
         set_checkpointing(critic)
     critic.features = lean(critic.features)
     if spec.init:
-        path = find_model(spec.init, model_folders)
+        with setting("discriminator.init"):
+            hint = "train stage 1 first, or go on from its run: --set start_from=RUN"
+            path = find_model(spec.init, model_folders, what="the critic's heads as stage 1 trained them", hint=hint)
         load_into(critic.heads, load_state_dict(path), str(path))
     critic.heads.eval()
     return critic

@@ -32,7 +32,7 @@ from ...core.images import to_model_range
 from ...core.losses.preference import PairEnergies, preference_figures, preference_loss, preference_terms
 from ...core.records import Conditioning, LossTerms, PairBatch
 from ...core.sobolev import BANDS, SobolevNorm, logit_scale
-from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, positive, to_mapping
+from ..config import ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, positive, setting, to_mapping
 from ..data import PairData
 from ..drift import DivergedError, DriftGuard, GuardConfig, check_guard, complain_of_energies
 from ..flow_terms import Draw, drawn, encoded, enlarged, sample_draws
@@ -128,7 +128,8 @@ def build_models(config: SobolevDPOConfig, model_folders: Sequence[str | Path] =
     add_adapter(trainee, POLICY, config.lora, seed=config.run.seed, init=model.init, folders=model_folders)
     trained = [POLICY]
     if adversary.mode == "mimic":
-        load_adapter(trainee, ADVERSARY, adversary.adapter, model_folders)
+        with setting("adversary.adapter"):
+            load_adapter(trainee, ADVERSARY, adversary.adapter, model_folders)
     elif adversary.mode == "energy":
         seed = config.run.seed + 1
         add_adapter(trainee, ADVERSARY, adversary.lora, seed=seed, init=adversary.adapter, folders=model_folders)
