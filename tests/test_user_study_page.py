@@ -69,7 +69,9 @@ def figure(letter: str) -> str:
 
 def saved(folder: Path) -> Path:
     deadline = time.monotonic() + 20
-    while not (found := list(folder.glob("*.json"))):
+    while not (
+        found := [path for path in folder.glob("*.json") if path.stat().st_size]
+    ):  # the browser makes it empty, then fills it
         assert time.monotonic() < deadline, "nothing was saved"
         time.sleep(0.05)
     return found[0]
