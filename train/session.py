@@ -83,8 +83,8 @@ def finished_weights(folder: Path, config: Any, learned_from: Mapping[str, Any] 
     except (WeightsError, ConfigError) as error:
         LOGGER.warning("%s; training again from the last checkpoint", error)
         return None
-    began, wanted = info.get(ORIGINS), {ORIGINS: {}, **(learned_from or {})}
-    now = wanted.pop(ORIGINS)
+    began, wanted = info.get(ORIGINS), dict(learned_from or {})
+    now = wanted.pop(ORIGINS, {})
     is_same = is_same and not differing(began, now) and all(info.get(key) == value for key, value in wanted.items())
     if not is_same or info.get("step") != config.run.steps:
         return None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.backbones.latent import find_kind
+from ..core.backbones.latent import TINY, find_kind
 from ..core.backbones.published import find_source
 from ..core.lora import Adapter
 from ..core.lora_files import read_adapter
@@ -15,7 +15,6 @@ from .config import setting
 from .state import checkpoints
 
 LOGGER = logging.getLogger(__name__)
-TINY = "tiny"
 KEYS = ("diffusers", "diffusion_models", "checkpoints", "vae", "controlnet")  # ComfyUI's folders of parts of models
 
 

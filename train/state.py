@@ -125,13 +125,7 @@ class TrainState:
                     own.copy_(live)
         self.extra["first_sample"] = int(info["extra"]["samples"])
 
-    def _load_parts(
-        self,
-        path: Path,
-        tensors: Mapping[str, Tensor],
-        info: Mapping[str, Any],
-        groups: Sequence[str],
-    ) -> None:
+    def _load_parts(self, path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any], groups: Sequence[str]) -> None:
         for group, modules in (("modules", self.modules), ("averages", self.averages)):
             for name, module in modules.items() if group in groups else ():
                 load_into(module, _under(tensors, f"{group}/{name}/"), f"{path} ({group}/{name})")
